@@ -1,0 +1,1 @@
+"""Convolutions written for each platform: pure functions of arrays that import JAX only."""

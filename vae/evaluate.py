@@ -1,0 +1,160 @@
+"""What is measured of a trained autoencoder and VAE, on images that neither has seen.
+
+Likelihoods are Bernoulli likelihoods of grey levels in nats, whatever the training objective
+was, so that runs can be compared. How good samples from the prior N(0, I) are is measured
+against held-out images in the space of their first 50 principal components: by the Fréchet
+distance between Gaussians fitted to both sets (0 is perfect), and by precision and recall
+(Kynkäänniemi et al. 2019): the share of samples that lie among real images, and the share of
+real images that lie among samples.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Key, UInt8
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+from vae import objectives
+from vae.models import Model
+from vae.train import Parameters, normalize
+
+EXAMPLES_PER_BATCH = 500
+DECODINGS_PER_BATCH = 4000
+ACTIVE_UNIT_VARIANCE = 0.01
+PRINCIPAL_COMPONENTS = 50
+
+Codes = Float[np.ndarray, "n latent"]
+
+
+@partial(jax.jit, static_argnums=0)
+def held_out(
+    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], key: Key[Array, ""]
+) -> dict[str, Array]:
+    """Per image: latents and losses, with one posterior sample each; the same for any batch size.
+
+    Returns:
+        `mean`, `log_variance`, `latent` (a sample; the autoencoder's code) and `kl`, each
+        (n, latent); `reconstruction` (cross-entropy summed over pixels) and `squared_error`
+        (mean over pixels), each (n,).
+    """
+
+    def one(image: Array, key: Array) -> dict[str, Array]:
+        pixels = normalize(image)[None]
+        mean, log_variance = model.encode(params, pixels)
+        latent = objectives.reparameterize(key, mean, log_variance)
+        logits = model.decode(params, latent)
+        values = {
+            "mean": mean,
+            "log_variance": log_variance,
+            "latent": latent,
+            "kl": objectives.gaussian_kl(mean, log_variance),
+            "reconstruction": objectives.binary_cross_entropy(logits, pixels),
+            "squared_error": objectives.squared_error(logits, pixels),
+        }
+        return {name: value[0] for name, value in values.items()}
+
+    keys = jax.random.split(key, len(images))
+    return jax.lax.map(lambda pair: one(*pair), (images, keys), batch_size=EXAMPLES_PER_BATCH)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def importance_weighted_bound(
+    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], key: Key[Array, ""], samples: int
+) -> Float[Array, " n"]:
+    """log p(x) bound of every image from K samples, in nats; see `objectives.importance_weighted_bound`."""
+
+    def one(image: Array, key: Array) -> Array:
+        pixels = normalize(image)[None]
+        mean, log_variance = model.encode(params, pixels)
+        decode = partial(model.decode, params)
+        return objectives.importance_weighted_bound(key, pixels, mean, log_variance, decode, samples)[0]
+
+    keys = jax.random.split(key, len(images))
+    batch = max(1, DECODINGS_PER_BATCH // samples)
+    return jax.lax.map(lambda pair: one(*pair), (images, keys), batch_size=batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def decode(model: Model, params: Parameters, latents: Float[Array, "n latent"]) -> UInt8[Array, "n 28 28 1"]:
+    """Images 0…255 of latents."""
+
+    def one(latent: Array) -> Array:
+        pixels = jax.nn.sigmoid(model.decode(params, latent[None])[0])
+        return jnp.round(pixels * 255).astype(jnp.uint8)
+
+    return jax.lax.map(one, latents, batch_size=EXAMPLES_PER_BATCH)
+
+
+def active_units(mean: Codes) -> int:
+    """Number of latent dimensions whose posterior mean varies over images by more than 0.01 (Burda et al. 2016)."""
+    return int(np.sum(np.var(mean, axis=0) > ACTIVE_UNIT_VARIANCE))
+
+
+def aggregate_posterior(latents: Codes) -> dict[str, object]:
+    """Mean and covariance of all codes, and KL(N(mean, covariance) ‖ N(0, I)) in nats.
+
+    ½ (tr Σ + μᵀμ - d - log det Σ): how far the codes, seen as one Gaussian, are from the prior.
+    """
+    latents = latents.astype(np.float64)
+    mean, covariance = latents.mean(axis=0), np.cov(latents, rowvar=False).reshape(latents.shape[1], -1)
+    _, log_determinant = np.linalg.slogdet(covariance)
+    kl = 0.5 * (np.trace(covariance) + mean @ mean - len(mean) - log_determinant)
+    return {
+        "aggregate_mean": mean.tolist(),
+        "aggregate_covariance": covariance.tolist(),
+        "aggregate_kl_to_prior": float(kl),
+        "latent_standard_deviation": np.sqrt(np.diag(covariance)).tolist(),
+        "largest_absolute_latent": float(np.abs(latents).max()),
+    }
+
+
+def neighbour_accuracy(
+    train: Codes, train_labels: np.ndarray, test: Codes, test_labels: np.ndarray, neighbours: int = 10
+) -> float:
+    """Accuracy of a k-nearest-neighbour vote in latent space, trained on the codes of the training images."""
+    classifier = KNeighborsClassifier(min(neighbours, len(train))).fit(train, train_labels)
+    return float(classifier.score(test, test_labels))
+
+
+def sample_quality(
+    samples: UInt8[np.ndarray, "m 28 28 1"], real: UInt8[np.ndarray, "n 28 28 1"], neighbours: int = 3
+) -> dict[str, float]:
+    """Fréchet distance, precision and recall of samples against real images (see the module).
+
+    Args:
+        samples: Decoded prior samples, pixels 0…255.
+        real: Held-out images; the first as many as there are samples serve for precision and recall.
+        neighbours: The k whose distance is the radius around each point of a set.
+    """
+    flat_real, flat_samples = (x.reshape(len(x), -1) / 255 for x in (real, samples))
+    components = min(PRINCIPAL_COMPONENTS, *flat_real.shape)
+    projection = PCA(components, svd_solver="covariance_eigh").fit(flat_real)
+    ours, theirs = projection.transform(flat_samples), projection.transform(flat_real)
+    some = theirs[: len(ours)]
+    return {
+        "frechet_distance": frechet_distance(ours, theirs),
+        "precision": _covered(ours, some, neighbours),
+        "recall": _covered(some, ours, neighbours),
+    }
+
+
+def frechet_distance(one: Codes, other: Codes) -> float:
+    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) between Gaussians fitted to two sets of points (Heusel et al. 2017)."""
+    shift = one.mean(axis=0) - other.mean(axis=0)
+    first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    values, vectors = np.linalg.eigh(first)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
+    return float(shift @ shift + np.trace(first) + np.trace(second) - 2 * cross)
+
+
+def _covered(points: Codes, reference: Codes, neighbours: int) -> float:
+    """Share of points within the k-th-neighbour distance of at least one reference point."""
+    tree = NearestNeighbors().fit(reference)
+    radius = tree.kneighbors(reference, neighbours + 1)[0][:, -1]
+    distance, index = tree.kneighbors(points, len(reference))
+    return float(np.mean((distance <= radius[index]).any(axis=1)))

@@ -1,0 +1,277 @@
+"""Experiment 1: train an autoencoder and a VAE on the same digits, then compare their latent spaces.
+
+Both see the same images in batches of 32 and are trained with Adam, all seeds at once. On
+held-out images we measure reconstruction, the evidence bound and its importance-weighted form,
+how the codes are distributed, whether neighbours in latent space share a label, and how good
+samples from the prior are. The figures show both latent planes side by side, reconstructions,
+the plane decoded, prior samples and the course of the losses.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.scipy.stats import norm
+from jaxtyping import Float, Key
+
+from runtime.check import ArrayForm, Expected
+from runtime.checkpoints import Checkpoints
+from runtime.run_directory import Metrics, write_json, write_npz
+from vae import evaluate, figures, models, train
+from vae.config import VaeConfig
+from vae.data import Dataset, open_dataset
+from vae.models import Model
+from vae.train import TrainState
+
+RECONSTRUCTIONS = 12
+MANIFOLD_SIDE = 20
+SHOWN_SAMPLES = 100
+
+
+def run(config: VaeConfig, run_dir: Path, say: Callable[[str], None] = print) -> None:
+    """Runs the experiment, or goes on with it where the checkpoints in `run_dir` end.
+
+    Writes `metrics.jsonl`, `latents.npz`, `figures.npz`, `deliverables.npz`, `figures/*.png`
+    and, last, `results.json`.
+
+    Raises:
+        UserError: The data cannot be read, the loss diverged, or a file could not be written.
+        Interrupted: SIGINT or SIGTERM came; training goes on from a checkpoint.
+    """
+    dataset = open_dataset(config.data)
+    images = jnp.asarray(dataset.train.images[: config.train_images])
+    steps = train.steps_per_epoch(len(images), config.batch_size)
+    compared = {
+        "autoencoder": models.autoencoder(),
+        "vae": models.variational_autoencoder(config, config.kl_warmup_epochs * steps),
+    }
+    say(f"vae: {len(images):,} training and {len(dataset.test.images):,} held-out images from {config.data}")
+    states = {
+        name: _train(name, model, index, images, dataset, config, run_dir, say)
+        for index, (name, model) in enumerate(compared.items())
+    }
+    say("vae: measuring on held-out images")
+    results, arrays = _evaluate(compared, states, dataset, config, run_dir)
+    write_npz(run_dir / "latents.npz", arrays["latents"])
+    write_npz(run_dir / "figures.npz", arrays["figures"])
+    write_npz(run_dir / "deliverables.npz", {"ans03": arrays["latents"]["vae_z"]})
+    write_json(run_dir / "results.json", results)
+    figures.draw(run_dir)
+    say(summary(results))
+
+
+def expected(config: VaeConfig) -> Expected:
+    """What `run` leaves behind, for `check`."""
+    points = ArrayForm((config.latent_points, 2), "float32")
+    return Expected(
+        deliverables={"ans03": points},
+        arrays={
+            "latents.npz": {
+                "autoencoder_z": points,
+                "vae_z": points,
+                "labels": ArrayForm((config.latent_points,), "int32"),
+            },
+            "figures.npz": {"vae_manifold": ArrayForm((MANIFOLD_SIDE, MANIFOLD_SIDE, 28, 28, 1), "uint8")},
+        },
+        results=(
+            "autoencoder.train_mse",
+            "autoencoder.test_mse",
+            "vae.train_negative_elbo",
+            "vae.test_negative_elbo",
+            "vae.test_reconstruction",
+            "vae.test_kl",
+            "vae.test_iwae",
+        ),
+        figures=tuple(f"{name}.png" for name in figures.NAMES_OF_FIGURES),
+    )
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The comparison in a few lines for the terminal."""
+
+    def number(model: str, name: str) -> str:
+        value = results[model][name]
+        spread = f" ± {value['standard_deviation']:.3g}" if "standard_deviation" in value else ""
+        return f"{value['mean']:.4g}{spread}"
+
+    lines = [f"{'':34}{'autoencoder':>18}{'VAE':>18}"]
+    rows = {
+        "squared error, held out": "test_mse",
+        "neighbour accuracy in latent space": "neighbour_accuracy",
+        "KL of the codes to N(0, I), nats": "aggregate_kl_to_prior",
+        "Fréchet distance, prior samples": "prior_frechet_distance",
+        "recall of prior samples": "prior_recall",
+    }
+    lines += [f"{label:34}{number('autoencoder', key):>18}{number('vae', key):>18}" for label, key in rows.items()]
+    lines += [
+        f"{label:34}{'':18}{number('vae', key):>18}"
+        for label, key in {
+            "negative ELBO, training, nats": "train_negative_elbo",
+            "negative ELBO, held out, nats": "test_negative_elbo",
+            "negative IWAE bound, held out, nats": "test_iwae",
+        }.items()
+    ]
+    return "\n".join(lines)
+
+
+def initial_states(model: Model, index: int, config: VaeConfig) -> TrainState:
+    """States of all seeds before training, stacked; a seed gives the same state however many train beside it."""
+    seeds = jnp.arange(config.seed, config.seed + config.seeds)
+
+    def init(seed: Array) -> TrainState:
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        return train.init_state(key, model.init, optimizer(config))
+
+    return jax.jit(jax.vmap(init))(seeds)
+
+
+def optimizer(config: VaeConfig) -> optax.GradientTransformation:
+    """Adam, with Keras's epsilon."""
+    return optax.adam(config.learning_rate, eps=config.adam_epsilon)
+
+
+def _train(
+    name: str,
+    model: Model,
+    index: int,
+    images: Array,
+    dataset: Dataset,
+    config: VaeConfig,
+    run_dir: Path,
+    say: Callable[[str], None],
+) -> TrainState:
+    checkpoints, metrics = Checkpoints(run_dir / "checkpoints" / name), Metrics(run_dir / "metrics.jsonl")
+    state = initial_states(model, index, config)
+    restored = checkpoints.restore(state, warn=lambda line: say(f"{name}: {line}"))
+    if restored:
+        epoch, state = restored
+        say(f"{name}: resuming after epoch {epoch} of {config.epochs}")
+    metrics.rewind(name, int(state.epoch[0]))
+    held_out_images = jnp.asarray(dataset.test.images)
+
+    def held_out_loss(params: train.Parameters, key: Key[Array, ""]) -> dict[str, Array]:
+        final_step = jnp.asarray(np.iinfo(np.int32).max)
+        keys = jax.random.split(key, len(held_out_images))
+
+        def one(pair: tuple[Array, Array]) -> Array:
+            return model.loss(params, train.normalize(pair[0])[None], pair[1], final_step)[0][0]
+
+        per_example = jax.lax.map(one, (held_out_images, keys), batch_size=evaluate.EXAMPLES_PER_BATCH)
+        return {"loss": jnp.mean(per_example)}
+
+    state = train.fit(
+        state,
+        images,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        epochs_per_dispatch=config.epochs_per_dispatch,
+        epochs_per_checkpoint=config.epochs_per_checkpoint,
+        loss=model.loss,
+        optimizer=optimizer(config),
+        validate=held_out_loss,
+        checkpoints=checkpoints,
+        metrics=metrics,
+        label=name,
+    )
+    checkpoints.close()
+    return state
+
+
+def _evaluate(
+    compared: Mapping[str, Model],
+    states: Mapping[str, TrainState],
+    dataset: Dataset,
+    config: VaeConfig,
+    run_dir: Path,
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    rows = Metrics(run_dir / "metrics.jsonl").rows()
+    last = {(row["model"], row["seed"]): row for row in rows if row["epoch"] == config.epochs and "loss" in row}
+    train_images, test_images = jnp.asarray(dataset.train.images[: config.train_images]), jnp.asarray(dataset.test.images)
+    train_labels = dataset.train.labels[: config.train_images]
+    results: dict[str, Any] = {"data": dataset.describe(), "train_images_used": len(train_images), "seeds": config.seeds}
+    chosen = _draw_with_replacement(len(test_images), config)
+    latents: dict[str, np.ndarray] = {"labels": dataset.test.labels[chosen].astype(np.int32)}
+    pictures: dict[str, np.ndarray] = {"originals": dataset.test.images[:RECONSTRUCTIONS]}
+    for name, model in compared.items():
+        per_seed = []
+        for seed in range(config.seeds):
+            params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states[name].params)
+            key = jax.random.key(config.seed + seed)
+            encode_key, train_key, bound_key, sample_key = jax.random.split(jax.random.fold_in(key, 2), 4)
+            test = jax.device_get(evaluate.held_out(model, params, test_images, encode_key))
+            seen = jax.device_get(evaluate.held_out(model, params, train_images, train_key))
+            noise = jax.random.normal(sample_key, (config.prior_samples, models.LATENT_DIM))
+            samples = np.asarray(evaluate.decode(model, params, noise))
+            quality = evaluate.sample_quality(samples, dataset.test.images)
+            measured = {
+                "test_mse": float(np.mean(test["squared_error"])),
+                "neighbour_accuracy": evaluate.neighbour_accuracy(
+                    seen["mean"], train_labels, test["mean"], dataset.test.labels
+                ),
+                **evaluate.aggregate_posterior(test["latent"]),
+                **{f"prior_{key}": value for key, value in quality.items()},
+            }
+            if name == "autoencoder":
+                measured["train_mse"] = last[name, seed]["loss"]
+            else:
+                bound = evaluate.importance_weighted_bound(model, params, test_images, bound_key, config.iwae_samples)
+                measured |= _evidence(test, np.asarray(bound), last[name, seed])
+            per_seed.append(measured)
+            if seed == 0:
+                latents[f"{name}_z"] = test["latent"][chosen].astype(np.float32)
+                shown = test["mean"][:RECONSTRUCTIONS]
+                pictures[f"{name}_reconstructions"] = np.asarray(evaluate.decode(model, params, shown))
+                pictures[f"{name}_samples"] = samples[:SHOWN_SAMPLES]
+                if name == "vae":
+                    pictures["vae_manifold"] = _manifold(model, params)
+        results[name] = {key: _over_seeds([measured[key] for measured in per_seed]) for key in per_seed[0]}
+    reference = evaluate.sample_quality(
+        dataset.train.images[: config.prior_samples], dataset.test.images
+    )
+    results["training_images_as_samples"] = reference
+    return results, {"latents": latents, "figures": pictures}
+
+
+def _evidence(test: Mapping[str, np.ndarray], bound: np.ndarray, row: Mapping[str, float]) -> dict[str, Any]:
+    """The VAE's likelihood bounds in nats per image; the training loss is that of the last epoch, as it ran."""
+    kl = test["kl"].mean(axis=0, dtype=np.float64)
+    reconstruction = float(test["reconstruction"].mean(dtype=np.float64))
+    return {
+        "train_negative_elbo": row["reconstruction"] + row["kl"],
+        "train_reconstruction": row["reconstruction"],
+        "train_kl": row["kl"],
+        "test_negative_elbo": reconstruction + float(kl.sum()),
+        "test_reconstruction": reconstruction,
+        "test_kl": float(kl.sum()),
+        "test_kl_per_dimension": kl.tolist(),
+        "test_iwae": -float(bound.mean(dtype=np.float64)),
+        "active_units": evaluate.active_units(test["mean"]),
+    }
+
+
+def _over_seeds(values: Sequence[Any]) -> dict[str, Any]:
+    """Value of every seed, their mean and, of two or more, their standard deviation (n - 1)."""
+    array = np.asarray(values, np.float64)
+    summary = {"per_seed": list(values), "mean": array.mean(axis=0).tolist()}
+    return summary | ({"standard_deviation": array.std(axis=0, ddof=1).tolist()} if len(values) > 1 else {})
+
+
+def _draw_with_replacement(available: int, config: VaeConfig) -> np.ndarray:
+    """Indices of the held-out images in the scatter plot; with replacement only where there are too few."""
+    generator = np.random.default_rng(config.seed)
+    return generator.choice(available, config.latent_points, replace=available < config.latent_points)
+
+
+def _manifold(model: Model, params: train.Parameters) -> np.ndarray:
+    """Decoded grid over the inverse normal CDF, (side, side, 28, 28, 1); cell centres, so no infinite ends."""
+    quantiles = (jnp.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE
+    along: Float[Array, " side"] = norm.ppf(quantiles)
+    z1, z2 = jnp.meshgrid(along, along[::-1])
+    latents = jnp.stack([z1.ravel(), z2.ravel()], axis=1)
+    decoded = np.asarray(evaluate.decode(model, params, latents))
+    return decoded.reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *decoded.shape[1:])
