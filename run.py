@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import itertools
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -144,9 +145,13 @@ def _parse(kind: Any, default: Any, command: str, arguments: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-    lines = [line.strip() for line in complaint.getvalue().splitlines() if line.strip(" -─│╭╮╰╯")]
-    kept = [line for line in lines[1:] if not line.startswith("For full helptext")]
-    raise UserError(f"{' '.join(kept)}; see python run.py {command} --help")
+    lines = [line.strip("│╭╮╰╯ ") for line in complaint.getvalue().splitlines()]
+    _, *told = [line for line in lines if line.strip("─-")]
+    told = list(itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full")), told))
+    message = " ".join(itertools.takewhile(lambda line: line != "Perhaps you meant:", told))
+    near = [line.split()[0] for line in told if line.startswith("--")]
+    message += f"; perhaps you meant {' or '.join(near)}" if near else ""
+    raise UserError(f"{message} (see python run.py {command} --help)")
 
 
 def _write_config(run_dir: Path, command: str, config: Any) -> None:

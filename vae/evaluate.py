@@ -30,19 +30,28 @@ PRINCIPAL_COMPONENTS = 50
 Codes = Float[np.ndarray, "n latent"]
 
 
+FINAL_STEP = np.iinfo(np.int32).max
+
+
 @partial(jax.jit, static_argnums=0)
 def held_out(
-    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], key: Key[Array, ""]
+    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], keys: Key[Array, " seeds"]
 ) -> dict[str, Array]:
-    """Per image: latents and losses, with one posterior sample each; the same for any batch size.
+    """Per seed and image: latents and losses, with one posterior sample each; the same for any batch size.
+
+    Args:
+        model: Networks and objective.
+        params: Parameters of all seeds, each leaf with a leading axis of seeds.
+        images: Pixels 0…255, shared by all seeds.
+        keys: Key of each seed's posterior samples.
 
     Returns:
         `mean`, `log_variance`, `latent` (a sample; the autoencoder's code) and `kl`, each
-        (n, latent); `reconstruction` (cross-entropy summed over pixels) and `squared_error`
-        (mean over pixels), each (n,).
+        (seeds, n, latent); `loss` (the training objective after any warm-up), `reconstruction`
+        (cross-entropy summed over pixels) and `squared_error` (mean over pixels), each (seeds, n).
     """
 
-    def one(image: Array, key: Array) -> dict[str, Array]:
+    def one(params: Parameters, image: Array, key: Array) -> dict[str, Array]:
         pixels = normalize(image)[None]
         mean, log_variance = model.encode(params, pixels)
         latent = objectives.reparameterize(key, mean, log_variance)
@@ -52,41 +61,68 @@ def held_out(
             "log_variance": log_variance,
             "latent": latent,
             "kl": objectives.gaussian_kl(mean, log_variance),
+            "loss": model.objective(logits, pixels, mean, log_variance, jnp.asarray(FINAL_STEP))[0],
             "reconstruction": objectives.binary_cross_entropy(logits, pixels),
             "squared_error": objectives.squared_error(logits, pixels),
         }
         return {name: value[0] for name, value in values.items()}
 
-    keys = jax.random.split(key, len(images))
-    return jax.lax.map(lambda pair: one(*pair), (images, keys), batch_size=EXAMPLES_PER_BATCH)
+    def one_seed(params: Parameters, key: Array) -> dict[str, Array]:
+        pairs = images, jax.random.split(key, len(images))
+        return jax.lax.map(lambda pair: one(params, *pair), pairs, batch_size=EXAMPLES_PER_BATCH)
+
+    return jax.vmap(one_seed)(params, keys)
+
+
+@partial(jax.jit, static_argnums=0)
+def encode(
+    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"]
+) -> Float[Array, "seeds n latent"]:
+    """Posterior means (the autoencoder's codes) of images 0…255, for every seed."""
+
+    def one_seed(params: Parameters) -> Array:
+        return jax.lax.map(
+            lambda image: model.encode(params, normalize(image)[None])[0][0], images, batch_size=EXAMPLES_PER_BATCH
+        )
+
+    return jax.vmap(one_seed)(params)
+
+
+@partial(jax.jit, static_argnums=0)
+def decode(
+    model: Model, params: Parameters, latents: Float[Array, "seeds n latent"]
+) -> UInt8[Array, "seeds n 28 28 1"]:
+    """Images 0…255 of latents, for every seed."""
+
+    def one_seed(params: Parameters, latents: Array) -> Array:
+        pixels = jax.lax.map(
+            lambda latent: jax.nn.sigmoid(model.decode(params, latent[None])[0]), latents, batch_size=EXAMPLES_PER_BATCH
+        )
+        return jnp.round(pixels * 255).astype(jnp.uint8)
+
+    return jax.vmap(one_seed)(params, latents)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def importance_weighted_bound(
-    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], key: Key[Array, ""], samples: int
-) -> Float[Array, " n"]:
+    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], keys: Key[Array, " seeds"], samples: int
+) -> Float[Array, "seeds n"]:
     """log p(x) bound of every image from K samples, in nats; see `objectives.importance_weighted_bound`."""
 
-    def one(image: Array, key: Array) -> Array:
+    def one(params: Parameters, image: Array, key: Array) -> Array:
         pixels = normalize(image)[None]
         mean, log_variance = model.encode(params, pixels)
-        decode = partial(model.decode, params)
-        return objectives.importance_weighted_bound(key, pixels, mean, log_variance, decode, samples)[0]
+        return objectives.importance_weighted_bound(
+            key, pixels, mean, log_variance, partial(model.decode, params), samples
+        )[0]
 
-    keys = jax.random.split(key, len(images))
-    batch = max(1, DECODINGS_PER_BATCH // samples)
-    return jax.lax.map(lambda pair: one(*pair), (images, keys), batch_size=batch)
+    def one_seed(params: Parameters, key: Array) -> Array:
+        pairs = images, jax.random.split(key, len(images))
+        return jax.lax.map(
+            lambda pair: one(params, *pair), pairs, batch_size=max(1, DECODINGS_PER_BATCH // samples)
+        )
 
-
-@partial(jax.jit, static_argnums=0)
-def decode(model: Model, params: Parameters, latents: Float[Array, "n latent"]) -> UInt8[Array, "n 28 28 1"]:
-    """Images 0…255 of latents."""
-
-    def one(latent: Array) -> Array:
-        pixels = jax.nn.sigmoid(model.decode(params, latent[None])[0])
-        return jnp.round(pixels * 255).astype(jnp.uint8)
-
-    return jax.lax.map(one, latents, batch_size=EXAMPLES_PER_BATCH)
+    return jax.vmap(one_seed)(params, keys)
 
 
 def active_units(mean: Codes) -> int:

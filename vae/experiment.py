@@ -154,15 +154,9 @@ def _train(
     metrics.rewind(name, int(state.epoch[0]))
     held_out_images = jnp.asarray(dataset.test.images)
 
-    def held_out_loss(params: train.Parameters, key: Key[Array, ""]) -> dict[str, Array]:
-        final_step = jnp.asarray(np.iinfo(np.int32).max)
-        keys = jax.random.split(key, len(held_out_images))
-
-        def one(pair: tuple[Array, Array]) -> Array:
-            return model.loss(params, train.normalize(pair[0])[None], pair[1], final_step)[0][0]
-
-        per_example = jax.lax.map(one, (held_out_images, keys), batch_size=evaluate.EXAMPLES_PER_BATCH)
-        return {"loss": jnp.mean(per_example)}
+    def validate(params: train.Parameters) -> dict[str, Array]:
+        measured = evaluate.held_out(model, params, held_out_images, _keys(config, "held out"))
+        return {"loss": jnp.mean(measured["loss"], axis=1)}
 
     state = train.fit(
         state,
@@ -173,7 +167,7 @@ def _train(
         epochs_per_checkpoint=config.epochs_per_checkpoint,
         loss=model.loss,
         optimizer=optimizer(config),
-        validate=held_out_loss,
+        validate=validate,
         checkpoints=checkpoints,
         metrics=metrics,
         label=name,
@@ -198,46 +192,51 @@ def _evaluate(
     latents: dict[str, np.ndarray] = {"labels": dataset.test.labels[chosen].astype(np.int32)}
     pictures: dict[str, np.ndarray] = {"originals": dataset.test.images[:RECONSTRUCTIONS]}
     for name, model in compared.items():
+        params = states[name].params
+        test = jax.device_get(evaluate.held_out(model, params, test_images, _keys(config, "held out")))
+        train_means = np.asarray(evaluate.encode(model, params, train_images))
+        noise = jax.vmap(lambda key: jax.random.normal(key, (config.prior_samples, models.LATENT_DIM)))
+        shown = test["mean"][:, :RECONSTRUCTIONS]
+        plane = np.broadcast_to(_plane(), (config.seeds, MANIFOLD_SIDE**2, models.LATENT_DIM))
+        latents_to_decode = jnp.concatenate([noise(_keys(config, "prior samples")), shown, plane], axis=1)
+        decoded = np.asarray(evaluate.decode(model, params, latents_to_decode))
+        samples, reconstructions, manifold = np.split(
+            decoded, [config.prior_samples, config.prior_samples + RECONSTRUCTIONS], axis=1
+        )
         per_seed = []
         for seed in range(config.seeds):
-            params = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states[name].params)
-            key = jax.random.key(config.seed + seed)
-            encode_key, train_key, bound_key, sample_key = jax.random.split(jax.random.fold_in(key, 2), 4)
-            test = jax.device_get(evaluate.held_out(model, params, test_images, encode_key))
-            seen = jax.device_get(evaluate.held_out(model, params, train_images, train_key))
-            noise = jax.random.normal(sample_key, (config.prior_samples, models.LATENT_DIM))
-            samples = np.asarray(evaluate.decode(model, params, noise))
-            quality = evaluate.sample_quality(samples, dataset.test.images)
+            quality = evaluate.sample_quality(samples[seed], dataset.test.images)
             measured = {
-                "test_mse": float(np.mean(test["squared_error"])),
+                "test_mse": float(np.mean(test["squared_error"][seed], dtype=np.float64)),
                 "neighbour_accuracy": evaluate.neighbour_accuracy(
-                    seen["mean"], train_labels, test["mean"], dataset.test.labels
+                    train_means[seed], train_labels, test["mean"][seed], dataset.test.labels
                 ),
-                **evaluate.aggregate_posterior(test["latent"]),
+                **evaluate.aggregate_posterior(test["latent"][seed]),
                 **{f"prior_{key}": value for key, value in quality.items()},
             }
             if name == "autoencoder":
                 measured["train_mse"] = last[name, seed]["loss"]
             else:
-                bound = evaluate.importance_weighted_bound(model, params, test_images, bound_key, config.iwae_samples)
-                measured |= _evidence(test, np.asarray(bound), last[name, seed])
+                measured |= _evidence({key: value[seed] for key, value in test.items()}, last[name, seed])
             per_seed.append(measured)
-            if seed == 0:
-                latents[f"{name}_z"] = test["latent"][chosen].astype(np.float32)
-                shown = test["mean"][:RECONSTRUCTIONS]
-                pictures[f"{name}_reconstructions"] = np.asarray(evaluate.decode(model, params, shown))
-                pictures[f"{name}_samples"] = samples[:SHOWN_SAMPLES]
-                if name == "vae":
-                    pictures["vae_manifold"] = _manifold(model, params)
+        if name == "vae":
+            bounds = evaluate.importance_weighted_bound(
+                model, params, test_images, _keys(config, "bound"), config.iwae_samples
+            )
+            for measured, bound in zip(per_seed, np.asarray(bounds, np.float64), strict=True):
+                measured["test_iwae"] = -float(bound.mean())
+            pictures["vae_manifold"] = manifold[0].reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *manifold.shape[2:])
+        latents[f"{name}_z"] = test["latent"][0][chosen].astype(np.float32)
+        pictures[f"{name}_reconstructions"] = reconstructions[0]
+        pictures[f"{name}_samples"] = samples[0][:SHOWN_SAMPLES]
         results[name] = {key: _over_seeds([measured[key] for measured in per_seed]) for key in per_seed[0]}
-    reference = evaluate.sample_quality(
+    results["training_images_as_samples"] = evaluate.sample_quality(
         dataset.train.images[: config.prior_samples], dataset.test.images
     )
-    results["training_images_as_samples"] = reference
     return results, {"latents": latents, "figures": pictures}
 
 
-def _evidence(test: Mapping[str, np.ndarray], bound: np.ndarray, row: Mapping[str, float]) -> dict[str, Any]:
+def _evidence(test: Mapping[str, np.ndarray], row: Mapping[str, float]) -> dict[str, Any]:
     """The VAE's likelihood bounds in nats per image; the training loss is that of the last epoch, as it ran."""
     kl = test["kl"].mean(axis=0, dtype=np.float64)
     reconstruction = float(test["reconstruction"].mean(dtype=np.float64))
@@ -249,7 +248,6 @@ def _evidence(test: Mapping[str, np.ndarray], bound: np.ndarray, row: Mapping[st
         "test_reconstruction": reconstruction,
         "test_kl": float(kl.sum()),
         "test_kl_per_dimension": kl.tolist(),
-        "test_iwae": -float(bound.mean(dtype=np.float64)),
         "active_units": evaluate.active_units(test["mean"]),
     }
 
@@ -267,11 +265,15 @@ def _draw_with_replacement(available: int, config: VaeConfig) -> np.ndarray:
     return generator.choice(available, config.latent_points, replace=available < config.latent_points)
 
 
-def _manifold(model: Model, params: train.Parameters) -> np.ndarray:
-    """Decoded grid over the inverse normal CDF, (side, side, 28, 28, 1); cell centres, so no infinite ends."""
-    quantiles = (jnp.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE
-    along: Float[Array, " side"] = norm.ppf(quantiles)
-    z1, z2 = jnp.meshgrid(along, along[::-1])
-    latents = jnp.stack([z1.ravel(), z2.ravel()], axis=1)
-    decoded = np.asarray(evaluate.decode(model, params, latents))
-    return decoded.reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *decoded.shape[1:])
+def _plane() -> np.ndarray:
+    """Grid over the inverse normal CDF, (side², 2), from high to low z₂; cell centres, so no infinite ends."""
+    along = np.asarray(norm.ppf((jnp.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE))
+    z1, z2 = np.meshgrid(along, along[::-1])
+    return np.stack([z1.ravel(), z2.ravel()], axis=1)
+
+
+def _keys(config: VaeConfig, purpose: str) -> Key[Array, " seeds"]:
+    """A key of every seed for one purpose of the evaluation."""
+    index = ("held out", "prior samples", "bound").index(purpose)
+    seeds = jnp.arange(config.seed, config.seed + config.seeds)
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 100 + index))(seeds)

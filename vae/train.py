@@ -127,7 +127,7 @@ def fit(
     epochs_per_checkpoint: int,
     loss: Loss,
     optimizer: optax.GradientTransformation,
-    validate: Callable[[Parameters, Array], Mapping[str, Array]],
+    validate: Callable[[Parameters], Mapping[str, Float[Array, " seeds"]]],
     checkpoints: Checkpoints,
     metrics: Metrics,
     label: str,
@@ -147,7 +147,7 @@ def fit(
         epochs_per_checkpoint: Epochs between checkpoints and held-out losses; a multiple of the former.
         loss: Loss of each example.
         optimizer: Optax transformation.
-        validate: Parameters and key of one seed to held-out metrics; vmapped and jitted here.
+        validate: Stacked parameters to held-out metrics, one number a seed.
         checkpoints: Where states are written.
         metrics: Where a row an epoch and seed is written.
         label: Name of the model in metrics and messages.
@@ -161,7 +161,6 @@ def fit(
         static_argnums=2,
         donate_argnums=0,
     )
-    held_out = jax.jit(jax.vmap(validate))
     epoch = int(state.epoch[0])
     saved = epoch
     seeds = len(state.epoch)
@@ -191,7 +190,7 @@ def fit(
                 arrive(*waiting)
                 waiting = None
                 _raise_if_params_not_finite(state.params, epoch, label, saved)
-                for name, value in held_out(state.params, state.key).items():
+                for name, value in validate(state.params).items():
                     for seed, number in enumerate(np.asarray(value)):
                         metrics.append({"model": label, "epoch": epoch, "seed": seed, f"test_{name}": float(number)})
                 checkpoints.save(epoch, state)
