@@ -134,7 +134,7 @@ def read_tfds(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
     """Reads a data set with TensorFlow Datasets, as `tfds.data_source` does, and prepares it if need be.
 
     Reading needs no TensorFlow, because the format is array_record; preparing does, to encode images as PNG.
-    PNGs are decoded here, since TFDS's own decoder warns whenever OpenCV is absent and takes twice the time.
+    PNGs are decoded here, since the decoder of TFDS warns whenever OpenCV is absent.
 
     Args:
       argument: name of the data set, "" for "mnist". It is looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets.

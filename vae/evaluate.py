@@ -22,8 +22,8 @@ from vae import objectives
 from vae.models import Model
 from vae.train import Parameters, normalize
 
-EXAMPLES_PER_BATCH = 500
-DECODINGS_PER_BATCH = 4000
+EXAMPLES_PER_BATCH = 100
+DECODINGS_PER_BATCH = 256
 ACTIVE_UNIT_VARIANCE = 0.01
 PRINCIPAL_COMPONENTS = 50
 
