@@ -12,6 +12,7 @@ import errno
 import io
 import itertools
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -45,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Options(Generic[Config]):
     """What every run takes, beside the fields of its configuration."""
 
-    config: Annotated[Config, tyro.conf.OmitArgPrefixes]
+    config: Annotated[Config, tyro.conf.arg(name="")]
     preset: str = "demo"
     """quick (a smoke run), demo, or seed (the settings of the original exercise)."""
     out: Path | None = None
@@ -81,51 +82,55 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    options, run_dir = _open_run(command, arguments)
-    try:
-        if command == "all":
-            for name, package in EXPERIMENTS.items():
-                _run_experiment(package, getattr(options.config, package), run_dir / package, name)
-            _gather_deliverables(run_dir)
-        else:
-            _run_experiment(EXPERIMENTS[command], options.config, run_dir, command)
-    except interrupts.Interrupted:
-        print(f"to go on: python run.py {command} --resume {run_dir}", file=sys.stderr)
-        raise
+    options = _options(command, arguments)
+    resumed = options.resume and nullcontext(options.resume)
+    with resumed or run_directory.create(options.out, options.overwrite) as run_dir:
+        try:
+            _write_config_once(run_dir, command, options.config)
+            if command == "all":
+                for name, package in EXPERIMENTS.items():
+                    _run_experiment(package, getattr(options.config, package), run_dir / package, name)
+                _gather_deliverables(run_dir)
+            else:
+                _run_experiment(EXPERIMENTS[command], options.config, run_dir, command)
+        except interrupts.Interrupted:
+            print(f"to go on: python run.py {command} --resume {run_dir}", file=sys.stderr)
+            raise
     print(f"{command}: done, see {run_dir}")
     return 0
 
 
 def _run_experiment(package: str, config: Any, run_dir: Path, command: str) -> None:
-    if (run_dir / "results.json").exists():
+    from runtime.check import check
+
+    experiment = import_module(f"{package}.experiment")
+    if not any(check(run_dir, experiment.expected(config))):
         print(f"{command}: {run_dir} is complete")
         return
     run_dir.mkdir(exist_ok=True)
-    if not (run_dir / "config.json").exists():
-        _write_config(run_dir, command, config)
-    import_module(f"{package}.experiment").run(config, run_dir)
+    _write_config_once(run_dir, command, config)
+    experiment.run(config, run_dir)
 
 
-def _open_run(command: str, arguments: list[str]) -> tuple[Options[Any], Path]:
-    """Parses the options and opens the run's directory, a new one or the one that is resumed."""
+def _options(command: str, arguments: list[str]) -> Options[Any]:
+    """Parses the options; the configuration of a resumed run is the stored one, and none may contradict it."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--preset")
+    early.add_argument("--preset", default="demo")
     early.add_argument("--resume", type=Path)
-    with contextlib.suppress(argparse.ArgumentError):
+    try:
         first, _ = early.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error} (see python run.py {command} --help)") from error
     presets = PRESETS[command]
-    if first.preset is not None and first.preset not in presets:
+    if first.preset not in presets:
         raise UserError(f"there is no preset {first.preset!r}; expected one of {', '.join(presets)}")
-    default = presets[first.preset or "demo"]
-    stored = None
-    if first.resume is not None:
-        stored = _read_config(first.resume, command, type(default))
-        default = default if first.preset else stored
-    options = _parse(Options[type(default)], Options(default, first.preset or "demo"), command, arguments)
-    if stored is None:
-        run_dir = run_directory.create(options.out, options.overwrite)
-        _write_config(run_dir, command, options.config)
-        return options, run_dir
+    default = presets[first.preset]
+    kind: Any = Options[type(default)]  # type: ignore[misc]
+    if first.resume is None:
+        return _parse(kind, Options(default, first.preset), command, arguments)
+    stored = _read_config(first.resume, command, type(default))
+    default = default if "--preset" in arguments else stored
+    options = _parse(kind, Options(default, first.preset), command, arguments)
     if options.out or options.overwrite:
         raise UserError("--resume goes on in the run's own directory; leave out --out and --overwrite")
     for name, (ours, theirs) in _differences(dataclasses.asdict(options.config), dataclasses.asdict(stored)).items():
@@ -133,11 +138,11 @@ def _open_run(command: str, arguments: list[str]) -> tuple[Options[Any], Path]:
             f"--resume {first.resume}: the run has {name} = {theirs!r}, the command line {ours!r}; "
             f"a run is resumed with its own configuration"
         )
-    return options, first.resume
+    return options
 
 
 def _parse(kind: Any, default: Any, command: str, arguments: list[str]) -> Any:
-    """tyro's parse, with its framed error messages put into one line."""
+    """Tyro's parse, with its framed error messages put into one line."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -148,13 +153,17 @@ def _parse(kind: Any, default: Any, command: str, arguments: list[str]) -> Any:
     lines = [line.strip("│╭╮╰╯ ") for line in complaint.getvalue().splitlines()]
     _, *told = [line for line in lines if line.strip("─-")]
     told = list(itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full")), told))
-    message = " ".join(itertools.takewhile(lambda line: line != "Perhaps you meant:", told))
-    near = [line.split()[0] for line in told if line.startswith("--")]
+    message = " ".join(
+        itertools.takewhile(lambda line: not line.startswith(("Perhaps you meant", "Arguments similar to")), told)
+    )
+    near = dict.fromkeys(line.split()[0] for line in told if line.startswith("--") and "," not in line.split()[0])
     message += f"; perhaps you meant {' or '.join(near)}" if near else ""
     raise UserError(f"{message} (see python run.py {command} --help)")
 
 
-def _write_config(run_dir: Path, command: str, config: Any) -> None:
+def _write_config_once(run_dir: Path, command: str, config: Any) -> None:
+    if (run_dir / "config.json").exists():
+        return
     record = {"experiment": command, "config": dataclasses.asdict(config), **run_directory.describe_machine()}
     run_directory.write_json(run_dir / "config.json", record)
 
@@ -197,15 +206,16 @@ def _gather_deliverables(run_dir: Path) -> None:
 
 
 def _check(arguments: list[str]) -> int:
-    """python run.py check RUN: says what is missing or wrong in a run; exit code 1 if anything is."""
+    """Python run.py check RUN: says what is missing or wrong in a run; exit code 1 if anything is."""
     from runtime.check import DELIVERABLES, check, check_arrays
 
     run_dir, command = _run_argument("check", arguments)
-    faults = []
+    faults: list[str] = []
     config = _read_config(run_dir, command, type(PRESETS[command]["demo"]))
-    parts = [(EXPERIMENTS[command], config, run_dir)]
     if command == "all":
         parts = [(package, getattr(config, package), run_dir / package) for package in EXPERIMENTS.values()]
+    else:
+        parts = [(EXPERIMENTS[command], config, run_dir)]
     forms: dict[str, Any] = {}
     for package, part, directory in parts:
         expected = import_module(f"{package}.experiment").expected(part)
@@ -220,7 +230,7 @@ def _check(arguments: list[str]) -> int:
 
 
 def _figures(arguments: list[str]) -> int:
-    """python run.py figures RUN: draws the figures of a run again from the files in it."""
+    """Python run.py figures RUN: draws the figures of a run again from the files in it."""
     run_dir, command = _run_argument("figures", arguments)
     for package in EXPERIMENTS.values() if command == "all" else [EXPERIMENTS[command]]:
         for path in import_module(f"{package}.figures").draw(run_dir / package if command == "all" else run_dir):

@@ -20,7 +20,7 @@ as TensorFlow means it (stride 2 on an even size pads 0 before and 1 after), "VA
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from jaxtyping import Float
 
 Padding = str | Sequence[tuple[int, int]]
 Pads = tuple[tuple[int, int], tuple[int, int]]
-Size = tuple[int, int]
+Size = tuple[int, ...]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -164,9 +164,7 @@ def _kernel_gradient(images: Array, outputs: Array, stride: int, pads: Pads, ker
     )
 
 
-def _convolution_backward(
-    stride: int, pads: Pads, saved: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
+def _convolution_backward(stride: int, pads: Pads, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     images, kernel = saved
     return (
         _convolution_transpose(cotangent, kernel, stride, pads, images.shape[1:3]),
@@ -185,7 +183,9 @@ def _transpose_backward(
 
 
 _convolution.defvjp(lambda x, w, *static: (_convolution(x, w, *static), (x, w)), _convolution_backward)
-_convolution_transpose.defvjp(lambda y, w, *static: (_convolution_transpose(y, w, *static), (y, w)), _transpose_backward)
+_convolution_transpose.defvjp(
+    lambda y, w, *static: (_convolution_transpose(y, w, *static), (y, w)), _transpose_backward
+)
 
 
 def _xla_convolution(images: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
@@ -210,7 +210,7 @@ def _cpu_convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> A
 
 
 def _cpu_transpose(outputs: Array, kernel: Array, stride: int, pads: Pads, size: Size) -> Array:
-    """Computes each of the stride² interleaved phases x[stride · q + phase] as a convolution of y, none of it wasted."""
+    """Interleaves stride² phases x[stride · q + phase], each a convolution of y with the taps that reach it."""
     weights = kernel.swapaxes(2, 3)
     counts = -(-size[0] // stride), -(-size[1] // stride)
     phases = []
@@ -238,7 +238,7 @@ def _cpu_transpose(outputs: Array, kernel: Array, stride: int, pads: Pads, size:
 
 
 def _cpu_kernel_gradient(images: Array, outputs: Array, stride: int, pads: Pads, kernel: Size) -> Array:
-    """Matrix product over shifted copies of whichever has fewer channels; ties go to those the input's gradient needs."""
+    """Multiplies with shifted copies of the side with fewer channels; on a tie, those the input's gradient needs."""
     channels, features = images.shape[3], outputs.shape[3]
     if stride == 1 and features <= channels:
         row_taps, column_taps = _taps(kernel, pads)
@@ -275,7 +275,7 @@ def _correlate(
         matrix = weights.transpose(2, 0, 1, 3).reshape(channels, -1)
         products = (images.reshape(-1, channels) @ matrix).reshape(*images.shape[:3], -1)
         windows = _windows(products, row_taps, column_taps, size)
-        return sum(w[..., i * features : (i + 1) * features] for i, w in enumerate(windows))
+        return reduce(jnp.add, (w[..., i * features : (i + 1) * features] for i, w in enumerate(windows)))
     shifted = _shifts(images, row_taps, column_taps, size, stride)
     product = shifted.reshape(-1, shifted.shape[-1]) @ weights.reshape(-1, features)
     return product.reshape(images.shape[0], *size, features)
@@ -284,7 +284,8 @@ def _correlate(
 def _shifted_sum(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     size = _output_size(images, kernel, stride, pads)
     windows = _windows(images, *_taps(kernel.shape[:2], pads), size, stride)
-    return sum(window * weight for window, weight in zip(windows, kernel.reshape(-1, kernel.shape[3]), strict=True))
+    weights = kernel.reshape(-1, kernel.shape[3])
+    return reduce(jnp.add, (window * weight for window, weight in zip(windows, weights, strict=True)))
 
 
 def _shifts(images: Array, row_taps: list[int], column_taps: list[int], size: Size, stride: int = 1) -> Array:

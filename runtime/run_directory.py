@@ -1,8 +1,7 @@
 """A run directory: what a run leaves behind, each file whole or absent.
 
 A run directory holds `config.json`, `metrics.jsonl`, `results.json`, `*.npz`, `figures/*.png`
-and `checkpoints/`. The presence of `results.json` means that the run is complete: it is
-written last.
+and `checkpoints/`; `runtime.check` tells whether it is complete.
 """
 
 import contextlib
@@ -25,12 +24,16 @@ from runtime.errors import UserError
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "matplotlib")
 
 
-def create(path: Path | None, overwrite: bool, root: Path = Path("runs")) -> Path:
-    """Makes the directory of a new run.
+@contextlib.contextmanager
+def create(path: Path | None, overwrite: bool, root: Path = Path("runs")) -> Iterator[Path]:
+    """Makes the directory of a new run for the block that fills it.
+
+    If the block ends in an error before it has left more than `config.json`, the directory
+    goes, and a run that was to be overwritten comes back.
 
     Args:
         path: Where, or None for the next free number under `root`.
-        overwrite: Whether an existing run at `path` is deleted first.
+        overwrite: Whether an existing run at `path` is replaced.
         root: Parent of numbered runs.
 
     Raises:
@@ -39,17 +42,28 @@ def create(path: Path | None, overwrite: bool, root: Path = Path("runs")) -> Pat
     try:
         if path is None:
             root.mkdir(parents=True, exist_ok=True)
-            return _next_number(root)
+            path = _next_number(root)
+        aside = path.with_name(f".{path.name}.replaced")
         if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
             if not overwrite:
                 raise UserError(f"{path} exists; choose another --out, or give --overwrite or --resume {path}")
             if not (path / "config.json").is_file():
                 raise UserError(f"{path} holds no config.json, so it is no run directory and is not overwritten")
-            shutil.rmtree(path)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path or root}: cannot make a run directory ({error.strerror or error})") from error
-    return path
+    try:
+        yield path
+    except BaseException:
+        if all(entry.is_dir() or entry.name == "config.json" for entry in path.rglob("*")):
+            shutil.rmtree(path)
+            if aside.exists():
+                aside.rename(path)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _next_number(root: Path) -> Path:
@@ -121,8 +135,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         UserError: The file is missing or no readable .npz.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except Exception as error:  # zipfile, zlib and numpy raise many types for damaged files

@@ -160,6 +160,8 @@ def test_wrong_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="depthwise kernel for 2 channels"):
         kernels.depthwise_convolution(images, normal(1, 3, 3, 2, 2))
     with pytest.raises(ValueError, match="feature_group_count is 3"):
-        kernels.conv_general_dilated(normal(0, 1, 6, 6, 6), normal(1, 3, 3, 2, 6), (1, 1), "SAME", feature_group_count=3)
+        kernels.conv_general_dilated(
+            normal(0, 1, 6, 6, 6), normal(1, 3, 3, 2, 6), (1, 1), "SAME", feature_group_count=3
+        )
     with pytest.raises(ValueError, match="strides"):
         kernels.conv_general_dilated(images, normal(1, 3, 3, 2, 2), (1, 2), "SAME")

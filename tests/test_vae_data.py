@@ -156,7 +156,7 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("name, content, words", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize(("name", "content", "words"), DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize("compress", [False, True])
 def test_damaged_idx_file_is_told_with_its_path(tmp_path, name, content, words, compress):
     write_idx(tmp_path, compress)
@@ -177,7 +177,7 @@ def wrong_deflate(packed: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "damage, words",
+    ("damage", "words"),
     [
         (wrong_checksum, "CRC check failed"),
         (wrong_deflate, "Error -3 while decompressing"),
@@ -242,7 +242,7 @@ def test_damaged_gzip_gives_the_content_or_a_user_error(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize(
-    "source, words",
+    ("source", "words"),
     [
         ("", "'packaged', 'tfds', 'tfds:NAME' or 'idx:DIR'"),
         ("packged", "did you mean 'packaged'"),
@@ -380,7 +380,7 @@ def test_damaged_tfds_directory_is_told_with_its_path(prepared, monkeypatch, tmp
 
 
 @pytest.mark.parametrize(
-    "name, words", [("nonesuch", "no such data set"), ("cifar10", r"images (32, 32, 3), expected image (28, 28, 1)")]
+    ("name", "words"), [("nonesuch", "no such data set"), ("cifar10", r"images (32, 32, 3), expected image (28, 28, 1)")]
 )
 def test_unsuitable_tfds_name_is_told(monkeypatch, tmp_path, name, words):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))

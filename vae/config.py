@@ -1,6 +1,7 @@
 """Settings of the MNIST experiment and their presets; imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
 from runtime.errors import UserError
@@ -46,14 +47,10 @@ class VaeConfig:
     """Samples from the prior that are scored, for each model."""
 
     def __post_init__(self) -> None:
-        positive = ("train_images", "epochs", "batch_size", "seeds", "epochs_per_checkpoint")
-        positive += ("epochs_per_dispatch", "iwae_samples", "latent_points", "learning_rate", "adam_epsilon")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}, expected a number above 0")
-        for name in ("beta", "kl_warmup_epochs", "free_bits", "seed"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more")
+        may_be_zero = ("beta", "kl_warmup_epochs", "free_bits", "seed")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not (0 < value < inf or (value == 0 and name in may_be_zero)):
+                raise UserError(f"{name} is {value}, expected a number {'from' if name in may_be_zero else 'above'} 0")
         if self.epochs_per_checkpoint % self.epochs_per_dispatch:
             raise UserError(
                 f"epochs_per_checkpoint is {self.epochs_per_checkpoint}, expected a multiple of "

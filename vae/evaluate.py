@@ -75,9 +75,7 @@ def held_out(
 
 
 @partial(jax.jit, static_argnums=0)
-def encode(
-    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"]
-) -> Float[Array, "seeds n latent"]:
+def encode(model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"]) -> Float[Array, "seeds n latent"]:
     """Posterior means (the autoencoder's codes) of images 0…255, for every seed."""
 
     def one_seed(params: Parameters) -> Array:
@@ -107,7 +105,7 @@ def decode(
 def importance_weighted_bound(
     model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], keys: Key[Array, " seeds"], samples: int
 ) -> Float[Array, "seeds n"]:
-    """log p(x) bound of every image from K samples, in nats; see `objectives.importance_weighted_bound`."""
+    """Log p(x) bound of every image from K samples, in nats; see `objectives.importance_weighted_bound`."""
 
     def one(params: Parameters, image: Array, key: Array) -> Array:
         pixels = normalize(image)[None]
@@ -118,9 +116,7 @@ def importance_weighted_bound(
 
     def one_seed(params: Parameters, key: Array) -> Array:
         pairs = images, jax.random.split(key, len(images))
-        return jax.lax.map(
-            lambda pair: one(params, *pair), pairs, batch_size=max(1, DECODINGS_PER_BATCH // samples)
-        )
+        return jax.lax.map(lambda pair: one(params, *pair), pairs, batch_size=max(1, DECODINGS_PER_BATCH // samples))
 
     return jax.vmap(one_seed)(params, keys)
 

@@ -17,10 +17,11 @@ import numpy as np
 import optax
 from jax import Array
 from jax.scipy.stats import norm
-from jaxtyping import Float, Key
+from jaxtyping import Key
 
 from runtime.check import ArrayForm, Expected
 from runtime.checkpoints import Checkpoints
+from runtime.errors import UserError
 from runtime.run_directory import Metrics, write_json, write_npz
 from vae import evaluate, figures, models, train
 from vae.config import VaeConfig
@@ -36,14 +37,18 @@ SHOWN_SAMPLES = 100
 def run(config: VaeConfig, run_dir: Path, say: Callable[[str], None] = print) -> None:
     """Runs the experiment, or goes on with it where the checkpoints in `run_dir` end.
 
-    Writes `metrics.jsonl`, `latents.npz`, `figures.npz`, `deliverables.npz`, `figures/*.png`
-    and, last, `results.json`.
+    Writes `metrics.jsonl`, `latents.npz`, `figures.npz`, `deliverables.npz`, `results.json`
+    and `figures/*.png`.
 
     Raises:
         UserError: The data cannot be read, the loss diverged, or a file could not be written.
         Interrupted: SIGINT or SIGTERM came; training goes on from a checkpoint.
     """
     dataset = open_dataset(config.data)
+    if len(dataset.train.images) < config.train_images:
+        raise UserError(
+            f"train_images is {config.train_images}, but {config.data} has {len(dataset.train.images)} training images"
+        )
     images = jnp.asarray(dataset.train.images[: config.train_images])
     steps = train.steps_per_epoch(len(images), config.batch_size)
     compared = {
@@ -185,9 +190,16 @@ def _evaluate(
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     rows = Metrics(run_dir / "metrics.jsonl").rows()
     last = {(row["model"], row["seed"]): row for row in rows if row["epoch"] == config.epochs and "loss" in row}
-    train_images, test_images = jnp.asarray(dataset.train.images[: config.train_images]), jnp.asarray(dataset.test.images)
+    train_images, test_images = (
+        jnp.asarray(dataset.train.images[: config.train_images]),
+        jnp.asarray(dataset.test.images),
+    )
     train_labels = dataset.train.labels[: config.train_images]
-    results: dict[str, Any] = {"data": dataset.describe(), "train_images_used": len(train_images), "seeds": config.seeds}
+    results: dict[str, Any] = {
+        "data": dataset.describe(),
+        "train_images_used": len(train_images),
+        "seeds": config.seeds,
+    }
     chosen = _draw_with_replacement(len(test_images), config)
     latents: dict[str, np.ndarray] = {"labels": dataset.test.labels[chosen].astype(np.int32)}
     pictures: dict[str, np.ndarray] = {"originals": dataset.test.images[:RECONSTRUCTIONS]}

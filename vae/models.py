@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +35,7 @@ class Model:
     init: Callable[[Key[Array, ""]], Parameters]
     encode: Callable[[Parameters, Images], tuple[Latents, Latents]]
     decode: Callable[[Parameters, Latents], Images]
-    objective: Callable[
-        [Images, Images, Latents, Latents, Int[Array, ""]], tuple[PerExample, dict[str, PerExample]]
-    ]
+    objective: Callable[[Images, Images, Latents, Latents, Int[Array, ""]], tuple[PerExample, dict[str, PerExample]]]
 
     def loss(
         self, params: Parameters, images: Images, key: Key[Array, ""], step: Int[Array, ""]
@@ -52,7 +51,8 @@ def autoencoder() -> Model:
     encoder = nets.Encoder(("z",), LATENT_DIM)
 
     def encode(params: Parameters, images: Images) -> tuple[Latents, Latents]:
-        (latents,) = encoder.apply(params["encoder"], images)
+        outputs: Any = encoder.apply(params["encoder"], images)
+        (latents,) = outputs
         return latents, jnp.full_like(latents, -jnp.inf)
 
     def objective(
@@ -70,7 +70,8 @@ def variational_autoencoder(config: VaeConfig, warmup_steps: int = 0) -> Model:
     reconstruct = objectives.RECONSTRUCTIONS[config.reconstruction]
 
     def encode(params: Parameters, images: Images) -> tuple[Latents, Latents]:
-        mean, log_variance = encoder.apply(params["encoder"], images)
+        outputs: Any = encoder.apply(params["encoder"], images)
+        mean, log_variance = outputs
         return mean, log_variance
 
     def objective(
@@ -86,7 +87,8 @@ def variational_autoencoder(config: VaeConfig, warmup_steps: int = 0) -> Model:
 
 
 def _decode(params: Parameters, latents: Latents) -> Images:
-    return nets.Decoder().apply(params["decoder"], latents)
+    logits: Any = nets.Decoder().apply(params["decoder"], latents)
+    return logits
 
 
 def _init(encoder: nets.Encoder) -> Callable[[Array], Parameters]:

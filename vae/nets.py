@@ -2,8 +2,8 @@
 
 | part | layers |
 | --- | --- |
-| encoder | Conv 3×3: 32 stride 1, 64 stride 2, 64 stride 2, 64 stride 1, LeakyReLU 0.3 after each; flatten; Dense heads |
-| decoder | Dense 3136; ConvTranspose 3×3: 64 stride 1, 64 stride 2, 32 stride 2, LeakyReLU 0.3 after each; 1 stride 1 |
+| encoder | Conv 3×3: 32 stride 1, 64 stride 2, 64 stride 2, 64 stride 1, LeakyReLU 0.3 each; flatten; Dense heads |
+| decoder | Dense 3136; ConvTranspose 3×3: 64 stride 1, 64 stride 2, 32 stride 2, LeakyReLU 0.3 each; 1 stride 1 |
 
 Kernels start Glorot-uniform and biases zero, as in Keras; weights have Keras's shapes and axis
 order, so they can be copied over one to one.
@@ -34,7 +34,7 @@ class ConvTranspose(nn.Module):
     def __call__(self, images: Float[Array, "batch h w in"]) -> Float[Array, "batch H W out"]:
         kernel = self.param("kernel", GLOROT, (3, 3, self.features, images.shape[-1]))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return convolution_transpose(images, kernel, self.stride) + bias
+        return convolution_transpose(images, kernel, self.stride) + bias.reshape(1, 1, 1, -1)
 
 
 class Encoder(nn.Module):

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
 
-
 PerExample = Float[Array, " batch"]
 Latents = Float[Array, "batch latent"]
 Images = Float[Array, "batch height width channels"]
@@ -55,7 +54,7 @@ def gaussian_kl(mean: Latents, log_variance: Latents) -> Latents:
 
 
 def reparameterize(key: Key[Array, ""], mean: Latents, log_variance: Latents) -> Latents:
-    """mean + exp(log_variance / 2) · ε with ε ~ N(0, I): a sample through which gradients pass."""
+    """Sample mean + exp(log_variance / 2) · ε with ε ~ N(0, I), through which gradients pass."""
     return mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape, mean.dtype)
 
 
@@ -89,7 +88,7 @@ def importance_weighted_bound(
     decode: Callable[[Latents], Images],
     samples: int,
 ) -> PerExample:
-    """log 1/K Σ_k p(x, z_k) / q(z_k | x) with z_k ~ q, in nats: a lower bound on log p(x) that grows with K.
+    """Lower bound log 1/K Σ_k p(x, z_k) / q(z_k | x), z_k ~ q, on log p(x), in nats; it grows with K.
 
     p(x | z) is the Bernoulli likelihood of `decode(z)` logits, evaluated at grey levels as the
     training loss is (Burda, Grosse & Salakhutdinov 2016, equation 8). K = 1 is one sample of

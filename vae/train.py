@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Float, Int, Key, PyTree, UInt8
+from jaxtyping import Float, Int, Key, UInt8
 
 from runtime.checkpoints import Checkpoints
 from runtime.errors import UserError
@@ -23,7 +23,7 @@ from runtime.interrupts import deferred
 from runtime.progress import Progress
 from runtime.run_directory import Metrics
 
-Parameters = PyTree[Float[Array, "..."]]
+Parameters = dict[str, Any]
 PerExample = Float[Array, " batch"]
 
 
@@ -32,14 +32,15 @@ class Loss(Protocol):
 
     def __call__(
         self, params: Parameters, images: Float[Array, "batch h w c"], key: Key[Array, ""], step: Int[Array, ""]
-    ) -> tuple[PerExample, dict[str, PerExample]]: ...
+    ) -> tuple[PerExample, dict[str, PerExample]]:
+        """Returns the loss of each example, and its parts by name."""
 
 
 class TrainState(NamedTuple):
     """All that training needs to go on: what a checkpoint holds."""
 
     params: Parameters
-    optimizer_state: PyTree
+    optimizer_state: optax.OptState
     key: Key[Array, ""]
     step: Int[Array, ""]
     epoch: Int[Array, ""]
@@ -157,7 +158,9 @@ def fit(
         Interrupted: SIGINT or SIGTERM came; the state had been written first.
     """
     run = jax.jit(
-        jax.vmap(partial(_train_epochs, batch_size=batch_size, loss=loss, optimizer=optimizer), in_axes=(0, None, None)),
+        jax.vmap(
+            partial(_train_epochs, batch_size=batch_size, loss=loss, optimizer=optimizer), in_axes=(0, None, None)
+        ),
         static_argnums=2,
         donate_argnums=0,
     )

@@ -1,0 +1,160 @@
+"""Training mechanics, on a model small enough to see through: what an epoch is, resuming, divergence, interruption."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import Array
+
+from runtime.checkpoints import Checkpoints, digest
+from runtime.errors import UserError
+from runtime.interrupts import Interrupted
+from runtime.run_directory import Metrics
+from vae import train
+from vae.train import TrainState
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (22, 4, 4, 1), dtype=np.uint8)
+BATCH = 8
+STEPS = 3
+OPTIMIZER = optax.adam(1e-2)
+
+
+def noisy_loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+    """A linear autoencoder with noise, so that the result depends on batches, keys and their order."""
+    flat = images.reshape(len(images), -1)
+    code = flat @ params["weights"] + 0.1 * jax.random.normal(key, (len(images), 3))
+    per_example = jnp.mean((code @ params["weights"].T - flat) ** 2, axis=1)
+    return per_example, {"first_pixel": flat[:, 0]}
+
+
+def initial(seeds: int = 2) -> TrainState:
+    def init(key: Array) -> dict[str, Array]:
+        return {"weights": 0.1 * jax.random.normal(key, (16, 3))}
+
+    return jax.vmap(lambda seed: train.init_state(jax.random.key(seed), init, OPTIMIZER))(jnp.arange(seeds))
+
+
+def fit(directory: Path, epochs: int, state: TrainState | None = None, **changes) -> TrainState:
+    settings = {
+        "batch_size": BATCH,
+        "epochs_per_dispatch": 1,
+        "epochs_per_checkpoint": 2,
+        "loss": noisy_loss,
+        "optimizer": OPTIMIZER,
+        "validate": lambda params: {"loss": jnp.zeros(len(params["weights"]))},
+        "checkpoints": Checkpoints(directory / "checkpoints"),
+        "metrics": Metrics(directory / "metrics.jsonl"),
+        "label": "model",
+        **changes,
+    }
+    return train.fit(initial() if state is None else state, jnp.asarray(IMAGES), epochs=epochs, **settings)
+
+
+def test_an_epoch_sees_every_image_once_and_means_are_over_examples(tmp_path: Path) -> None:
+    fit(tmp_path, 2)
+    rows = [row for row in Metrics(tmp_path / "metrics.jsonl").rows() if "loss" in row]
+    assert [(row["epoch"], row["seed"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    np.testing.assert_allclose([row["first_pixel"] for row in rows], IMAGES[:, 0, 0, 0].mean() / 255, rtol=1e-6)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    def order_of(state: TrainState) -> Array:
+        def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+            return jnp.zeros(len(images)) + 0 * params["weights"].sum(), {"first": images[:, 0, 0, 0]}
+
+        _, metrics = train.train_epoch(state, jnp.asarray(IMAGES), batch_size=1, loss=loss, optimizer=OPTIMIZER)
+        return metrics["first"]
+
+    one, other = (jax.tree.map(lambda leaf, i=i: leaf[i], initial()) for i in range(2))
+    orders = [order_of(one), order_of(one._replace(epoch=one.epoch + 1)), order_of(other), order_of(one)]
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+    np.testing.assert_array_equal(orders[0], orders[3])
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(np.rint(order * 255)), np.sort(IMAGES[:, 0, 0, 0]))
+
+
+def test_a_seed_trains_the_same_beside_others_and_alone(tmp_path: Path) -> None:
+    together = fit(tmp_path / "together", 3)
+    for seed in range(2):
+        alone = fit(tmp_path / str(seed), 3, jax.tree.map(lambda leaf, seed=seed: leaf[seed : seed + 1], initial()))
+        np.testing.assert_allclose(alone.params["weights"][0], together.params["weights"][seed], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dispatch", [1, 2])
+def test_resuming_is_bit_equal(tmp_path: Path, dispatch: int) -> None:
+    whole = fit(tmp_path / "whole", 6, epochs_per_dispatch=dispatch)
+    fit(tmp_path / "halves", 2, epochs_per_dispatch=dispatch)
+    restored = Checkpoints(tmp_path / "halves" / "checkpoints").restore(initial(), pytest.fail)
+    assert restored is not None and restored[0] == 2
+    resumed = fit(tmp_path / "halves", 6, restored[1], epochs_per_dispatch=dispatch)
+    assert digest(resumed) == digest(whole)
+    assert [int(epoch) for epoch in resumed.epoch] == [6, 6]
+    assert [int(step) for step in resumed.step] == [6 * STEPS, 6 * STEPS]
+    losses = [
+        [row["loss"] for row in Metrics(tmp_path / run / "metrics.jsonl").rows() if "loss" in row]
+        for run in ("whole", "halves")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_the_step_is_traced_once_however_long_the_training(tmp_path: Path) -> None:
+    traces = 0
+
+    def counted(*arguments: Array) -> tuple[Array, dict[str, Array]]:
+        nonlocal traces
+        traces += 1
+        return noisy_loss(*arguments)
+
+    fit(tmp_path, 6, loss=counted)
+    assert traces == 1
+
+
+def poisoned(at: int, value: float) -> Callable:
+    def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+        per_example, parts = noisy_loss(params, images, key, step)
+        return jnp.where(step == at, value, per_example), parts
+
+    return loss
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path: Path, value: float) -> None:
+    good = fit(tmp_path / "good", 2)
+    with pytest.raises(UserError, match=r"model: the loss became (nan|inf) at seed 0, epoch 3, step 2; .*epoch 2"):
+        fit(tmp_path / "bad", 6, loss=poisoned(2 * STEPS + 1, value))
+    epoch, state = Checkpoints(tmp_path / "bad" / "checkpoints").restore(initial(), pytest.fail)
+    assert epoch == 2
+    assert digest(state) == digest(good)
+
+
+def test_weights_that_become_nan_in_the_last_step_are_not_saved(tmp_path: Path) -> None:
+    """The loss of the step is finite, its gradient is not."""
+
+    def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+        per_example, parts = noisy_loss(params, images, key, step)
+        return per_example + jnp.where(step == 4 * STEPS - 1, jnp.sqrt(0 * params["weights"].sum()), 0), parts
+
+    with pytest.raises(UserError, match="weights became infinite or NaN at seed 0, epoch 4"):
+        fit(tmp_path, 4, loss=loss)
+    epoch, _ = Checkpoints(tmp_path / "checkpoints").restore(initial(), pytest.fail)
+    assert epoch == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_obeyed_once_the_state_is_written(tmp_path: Path, number: int, code: int) -> None:
+    def validate(params: dict) -> dict[str, Array]:
+        os.kill(os.getpid(), number)
+        return {"loss": jnp.zeros(2)}
+
+    with pytest.raises(Interrupted) as caught:
+        fit(tmp_path, 6, validate=validate)
+    assert caught.value.exit_code == code
+    epoch, _ = Checkpoints(tmp_path / "checkpoints").restore(initial(), pytest.fail)
+    assert epoch == 2
