@@ -94,7 +94,8 @@ def _run(command: str, arguments: list[str]) -> int:
             else:
                 _run_experiment(EXPERIMENTS[command], options.config, run_dir, command)
         except interrupts.Interrupted:
-            print(f"to go on: python run.py {command} --resume {run_dir}", file=sys.stderr)
+            if any(run_dir.rglob("metrics.jsonl")):
+                print(f"to go on: python run.py {command} --resume {run_dir}", file=sys.stderr)
             raise
     print(f"{command}: done, see {run_dir}")
     return 0
@@ -115,22 +116,21 @@ def _run_experiment(package: str, config: Any, run_dir: Path, command: str) -> N
 def _options(command: str, arguments: list[str]) -> Options[Any]:
     """Parses the options; the configuration of a resumed run is the stored one, and none may contradict it."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--preset", default="demo")
+    early.add_argument("--preset")
     early.add_argument("--resume", type=Path)
     try:
         first, _ = early.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError(f"{error} (see python run.py {command} --help)") from error
-    presets = PRESETS[command]
-    if first.preset not in presets:
-        raise UserError(f"there is no preset {first.preset!r}; expected one of {', '.join(presets)}")
-    default = presets[first.preset]
+    presets, preset = PRESETS[command], first.preset or "demo"
+    if preset not in presets:
+        raise UserError(f"there is no preset {preset!r}; expected one of {', '.join(presets)}")
+    default = presets[preset]
     kind: Any = Options[type(default)]  # type: ignore[misc]
     if first.resume is None:
-        return _parse(kind, Options(default, first.preset), command, arguments)
+        return _parse(kind, Options(default, preset), command, arguments)
     stored = _read_config(first.resume, command, type(default))
-    default = default if "--preset" in arguments else stored
-    options = _parse(kind, Options(default, first.preset), command, arguments)
+    options = _parse(kind, Options(default if first.preset else stored, preset), command, arguments)
     if options.out or options.overwrite:
         raise UserError("--resume goes on in the run's own directory; leave out --out and --overwrite")
     for name, (ours, theirs) in _differences(dataclasses.asdict(options.config), dataclasses.asdict(stored)).items():

@@ -284,7 +284,7 @@ def _correlate(
 def _shifted_sum(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     size = _output_size(images, kernel, stride, pads)
     windows = _windows(images, *_taps(kernel.shape[:2], pads), size, stride)
-    weights = kernel.reshape(-1, kernel.shape[3])
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
     return reduce(jnp.add, (window * weight for window, weight in zip(windows, weights, strict=True)))
 
 

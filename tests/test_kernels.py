@@ -44,15 +44,16 @@ def assert_same_function(ours: Callable, theirs: Callable, *arguments: Array) ->
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * float(jnp.abs(other).max()))
 
 
-PADDINGS = ["SAME", "VALID", ((0, 1), (0, 1)), ((1, 1), (2, 0)), ((2, 2), (1, 2))]
+PADDINGS = ["SAME", "VALID", ((1, 1), (2, 0))]
 
 
-@pytest.mark.parametrize("padding", PADDINGS, ids=str)
 @pytest.mark.parametrize("channels", [(3, 5), (64, 2), (1, 8)], ids=str)
-@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_convolution(size: int, stride: int, channels: tuple[int, int], padding: kernels.Padding) -> None:
-    if size == 1 and not isinstance(padding, str):
-        padding = ((0, 1), (1, 0))
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(1, 1, "SAME"), (1, 2, ((0, 1), (1, 0))), *((3, stride, padding) for stride in (1, 2) for padding in PADDINGS)],
+    ids=str,
+)
+def test_convolution(size: int, stride: int, padding: kernels.Padding, channels: tuple[int, int]) -> None:
     assert_same_function(
         lambda x, w: kernels.convolution(x, w, stride, padding),
         lambda x, w: xla_convolution(x, w, stride, padding),
@@ -96,7 +97,7 @@ def test_depthwise_convolution(stride: int, padding: kernels.Padding) -> None:
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     height=st.integers(3, 9),
     width=st.integers(3, 9),

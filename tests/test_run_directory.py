@@ -1,7 +1,6 @@
 """Files of a run appear whole or not at all, and nothing that existed is lost."""
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 from runtime import run_directory
 from runtime.errors import UserError
 from runtime.run_directory import Metrics
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_new_runs_are_numbered_after_the_last(tmp_path: Path) -> None:
@@ -95,18 +96,15 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path) -> No
     path = tmp_path / "latents.npz"
     run_directory.write_npz(path, {"z": np.ones(3)})
     program = (
-        "import sys, pathlib, numpy as np\n"
+        "import sys, pathlib, resource, numpy as np\n"
         "from runtime import run_directory\n"
         "from runtime.errors import UserError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: run_directory.write_npz(pathlib.Path(sys.argv[1]), {'z': np.random.default_rng(0).random(9999)})\n"
         "except UserError as error: print(error)\n"
     )
     limited = subprocess.run(
-        [sys.executable, "-c", program, str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert limited.stdout == f"{path}: could not be written (File too large)\n"
     np.testing.assert_array_equal(run_directory.read_npz(path)["z"], np.ones(3))

@@ -380,7 +380,8 @@ def test_damaged_tfds_directory_is_told_with_its_path(prepared, monkeypatch, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("nonesuch", "no such data set"), ("cifar10", r"images (32, 32, 3), expected image (28, 28, 1)")]
+    ("name", "words"),
+    [("nonesuch", "no such data set"), ("cifar10", r"images (32, 32, 3), expected image (28, 28, 1)")],
 )
 def test_unsuitable_tfds_name_is_told(monkeypatch, tmp_path, name, words):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))

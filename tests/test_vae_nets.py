@@ -111,28 +111,26 @@ def test_adam_gives_the_weights_that_keras_gives(name: str) -> None:
     epsilon, and in float32 round-off decides the sign of the smallest.
     """
     with jax.enable_x64(True), keras_vae.lenient():
-        model, oracle, images = MODELS[name], keras_vae.build(HEADS[name], "float64"), pictures(8)
+        model, oracle, images = MODELS[name], keras_vae.build(HEADS[name], "float64"), pictures(4)
         step = step_of(model, optimizer(VaeConfig()))
-        state = train.init_state(
-            jax.random.key(3),
-            lambda key: jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.init(key)),
-            optimizer(VaeConfig()),
-        )
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), jax.jit(model.init)(jax.random.key(3)))
+        state = train.init_state(NOISE, lambda _: params, optimizer(VaeConfig()))
         keras_vae.to_keras(state.params, oracle)
-        noises = [jax.random.normal(jax.random.fold_in(NOISE, step), (8, 2)) for step in range(3)]
-        for _ in keras_vae.train(oracle, [(train.normalize(images), noise) for noise in noises]):
-            state, _ = step(state, images, jnp.ones(8))
+        pixels = train.normalize(images).astype(jnp.float64)
+        noises = [jax.random.normal(jax.random.fold_in(NOISE, step), (4, 2)) for step in range(3)]
+        for _ in keras_vae.train(oracle, [(pixels, noise) for noise in noises]):
+            state, _ = step(state, images, jnp.ones(len(images)))
             theirs = keras_vae.to_ours(oracle, state.params)
             jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5 * 5e-4), state.params, theirs)
 
 
-@BOTH
-def test_padding_does_not_train(name: str) -> None:
+def test_padding_does_not_train() -> None:
     """The last batch of an epoch, 8 images and 24 of padding, has the losses and gradients of the 8 alone.
 
-    Gradients are read from the state of an optimiser that remembers nothing else.
+    Both have the same noise, as JAX draws it by position. Gradients are read from the state of an
+    optimiser that remembers nothing else.
     """
-    model, images = MODELS[name], pictures(32)
+    model, images = MODELS["vae"], pictures(32)
     step = step_of(model, optax.trace(decay=0.0))
     state = train.init_state(jax.random.key(4), jax.jit(model.init), optax.trace(decay=0.0))
     padded, padded_metrics = step(state, images, (jnp.arange(32) < 8).astype(jnp.float32))

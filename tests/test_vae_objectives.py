@@ -64,9 +64,9 @@ def test_losses_of_a_vae_are_summed_over_pixels() -> None:
 @pytest.mark.parametrize("pixel", [0.0, 0.25, 1.0])
 def test_cross_entropy_of_extreme_logits(logit: float, pixel: float) -> None:
     """Where σ is 0 or 1 in float32, the loss is |logit| times the error and its gradient the signed error."""
-    value, gradient = jax.value_and_grad(lambda l: objectives.binary_cross_entropy(l, jnp.full((1, 1, 1, 1), pixel))[0])(
-        jnp.full((1, 1, 1, 1), logit)
-    )
+    value, gradient = jax.value_and_grad(
+        lambda logits: objectives.binary_cross_entropy(logits, jnp.full((1, 1, 1, 1), pixel))[0]
+    )(jnp.full((1, 1, 1, 1), logit))
     error = float(logit > 0) - pixel
     assert value == abs(logit * error)
     assert gradient.item() == error
@@ -100,7 +100,16 @@ def test_negative_elbo_weighs_the_kl_and_floors_each_dimension() -> None:
 
 @pytest.mark.parametrize(
     ("step", "warmup_steps", "weight"),
-    [(0, 0, 2.0), (0, 1, 2.0), (0, 4, 0.5), (2, 4, 1.5), (3, 4, 2.0), (4, 4, 2.0), (10**6, 4, 2.0), (2**31 - 1, 4, 2.0)],
+    [
+        (0, 0, 2.0),
+        (0, 1, 2.0),
+        (0, 4, 0.5),
+        (2, 4, 1.5),
+        (3, 4, 2.0),
+        (4, 4, 2.0),
+        (10**6, 4, 2.0),
+        (2**31 - 1, 4, 2.0),
+    ],
 )
 def test_kl_warmup(step: int, warmup_steps: int, weight: float) -> None:
     schedule = jax.jit(lambda step: objectives.kl_warmup(step, warmup_steps, 2.0))
@@ -108,7 +117,7 @@ def test_kl_warmup(step: int, warmup_steps: int, weight: float) -> None:
 
 
 def test_reparameterize() -> None:
-    """z = mean + exp(logvar / 2) ε, so dz/dmean = 1 and dz/dlogvar = (z - mean) / 2; ε is standard normal."""
+    """Z = mean + exp(logvar / 2) ε, so dz/dmean = 1 and dz/dlogvar = (z - mean) / 2; ε is standard normal."""
     mean, log_variance = jnp.asarray([[1.0, -2.0]]), jnp.asarray([[0.5, -3.0]])
     key = jax.random.key(1)
     z, pull = jax.vjp(lambda *posterior: objectives.reparameterize(key, *posterior), mean, log_variance)
@@ -116,9 +125,9 @@ def test_reparameterize() -> None:
     np.testing.assert_array_equal(by_mean, 1.0)
     np.testing.assert_allclose(by_log_variance, (z - mean) / 2, rtol=1e-5)
 
-    count = 10_000
+    count = 5000
     draws = jax.vmap(objectives.reparameterize, (0, None, None))(jax.random.split(key, count), mean, log_variance)
-    noise = (np.asarray(draws[:, 0], np.float64) - mean[0]) / np.exp(log_variance[0] / 2)
+    noise = (np.asarray(draws[:, 0], np.float64) - np.asarray(mean)) / np.exp(np.asarray(log_variance) / 2)
     np.testing.assert_allclose(noise.mean(axis=0), 0, atol=5 / np.sqrt(count))
     np.testing.assert_allclose(np.cov(noise, rowvar=False), np.eye(2), atol=5 * np.sqrt(2 / count))
 
@@ -174,22 +183,22 @@ def test_one_sample_gives_the_elbo_on_average() -> None:
     """With z ignored the ELBO is log p(x) - KL, to five standard errors."""
     evidence = -cross_entropy(np.broadcast_to(BIAS.reshape(2, 2, 1), PICTURES.shape), PICTURES)
     kl = 0.5 * np.sum(MEAN**2 + np.exp(LOG_VARIANCE) - 1 - LOG_VARIANCE, axis=1)
-    got = bounds(blind, 1, 20_000, MEAN, LOG_VARIANCE)
+    got = bounds(blind, 1, 5000, MEAN, LOG_VARIANCE)
     assert (np.abs(got.mean(axis=0) - (evidence - kl)) <= 5 * standard_error(got)).all()
 
 
 def test_bound_grows_to_the_integral_of_the_evidence() -> None:
     """exp(bound) is an unbiased estimate of p(x), and the bound grows with K but on average not beyond log p(x).
 
-    p(x) = ∫ N(z; 0, I) p(x | z) dz by the midpoint rule on a grid of 0.02 over [-8, 8]².
+    p(x) = ∫ N(z; 0, I) p(x | z) dz by the midpoint rule on a grid of 0.05 over [-8, 8]².
     """
-    axis = np.arange(-8, 8, 0.02) + 0.01
+    axis = np.arange(-8, 8, 0.05) + 0.025
     z = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     logits = (np.tanh(z) @ WEIGHTS + BIAS).reshape(-1, 2, 2, 1)
-    prior = norm.pdf(z).prod(axis=1) * 0.02**2
+    prior = norm.pdf(z).prod(axis=1) * 0.05**2
     evidence = np.asarray([prior @ np.exp(-cross_entropy(logits, picture)) for picture in PICTURES])
 
-    by_samples = {samples: bounds(decode, samples, 4000, MEAN, LOG_VARIANCE) for samples in (1, 4, 16, 64)}
+    by_samples = {samples: bounds(decode, samples, 1000, MEAN, LOG_VARIANCE) for samples in (1, 4, 16, 64)}
     for values in by_samples.values():
         ratio = np.exp(values) / evidence
         assert (np.abs(ratio.mean(axis=0) - 1) <= 5 * standard_error(ratio)).all()

@@ -22,7 +22,7 @@ class VaeConfig:
     learning_rate: float = 5e-4
     """Adam's learning rate."""
     adam_epsilon: float = 1e-7
-    """Adam's epsilon (Keras's default)."""
+    """Adam's epsilon, added before the bias correction as in Keras."""
     reconstruction: Literal["binary_cross_entropy", "squared_error"] = "binary_cross_entropy"
     """Reconstruction loss of the VAE, summed over pixels."""
     beta: float = 1.0
@@ -47,10 +47,12 @@ class VaeConfig:
     """Samples from the prior that are scored, for each model."""
 
     def __post_init__(self) -> None:
-        may_be_zero = ("beta", "kl_warmup_epochs", "free_bits", "seed")
+        least = {"beta": 0, "kl_warmup_epochs": 0, "free_bits": 0, "seed": 0, "prior_samples": 6}
         for name, value in vars(self).items():
-            if isinstance(value, int | float) and not (0 < value < inf or (value == 0 and name in may_be_zero)):
-                raise UserError(f"{name} is {value}, expected a number {'from' if name in may_be_zero else 'above'} 0")
+            if isinstance(value, int) and not value >= least.get(name, 1):
+                raise UserError(f"{name} is {value}, expected at least {least.get(name, 1)}")
+            if isinstance(value, float) and not (0 < value < inf or (value == 0 and name in least)):
+                raise UserError(f"{name} is {value}, expected a number {'from' if name in least else 'above'} 0")
         if self.epochs_per_checkpoint % self.epochs_per_dispatch:
             raise UserError(
                 f"epochs_per_checkpoint is {self.epochs_per_checkpoint}, expected a multiple of "

@@ -3,9 +3,11 @@
 Likelihoods are Bernoulli likelihoods of grey levels in nats, whatever the training objective
 was, so that runs can be compared. How good samples from the prior N(0, I) are is measured
 against held-out images in the space of their first 50 principal components: by the Fréchet
-distance between Gaussians fitted to both sets (0 is perfect), and by precision and recall
-(Kynkäänniemi et al. 2019): the share of samples that lie among real images, and the share of
-real images that lie among samples.
+distance between Gaussians fitted to both sets (0 is perfect), and by density and coverage
+(Naeem et al. 2020). Around every real image lies a ball that reaches to its fifth nearest real
+neighbour: density tells in how many balls a sample lies, as a share of what real images would
+give, and coverage is the share of balls that hold any sample. Unlike precision and recall,
+neither is fooled by a few real outliers with wide balls or by samples that are all alike.
 """
 
 from functools import partial
@@ -16,6 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key, UInt8
 from sklearn.decomposition import PCA
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from vae import objectives
@@ -152,26 +155,19 @@ def neighbour_accuracy(
     return float(classifier.score(test, test_labels))
 
 
-def sample_quality(
-    samples: UInt8[np.ndarray, "m 28 28 1"], real: UInt8[np.ndarray, "n 28 28 1"], neighbours: int = 3
-) -> dict[str, float]:
-    """Fréchet distance, precision and recall of samples against real images (see the module).
+def sample_quality(samples: UInt8[np.ndarray, "m 28 28 1"], real: UInt8[np.ndarray, "n 28 28 1"]) -> dict[str, float]:
+    """Fréchet distance, density and coverage of samples against real images (see the module).
 
     Args:
         samples: Decoded prior samples, pixels 0…255.
-        real: Held-out images; the first as many as there are samples serve for precision and recall.
-        neighbours: The k whose distance is the radius around each point of a set.
+        real: Held-out images; the first as many as there are samples serve for density and coverage.
     """
     flat_real, flat_samples = (x.reshape(len(x), -1) / 255 for x in (real, samples))
     components = min(PRINCIPAL_COMPONENTS, *flat_real.shape)
     projection = PCA(components, svd_solver="covariance_eigh").fit(flat_real)
     ours, theirs = projection.transform(flat_samples), projection.transform(flat_real)
-    some = theirs[: len(ours)]
-    return {
-        "frechet_distance": frechet_distance(ours, theirs),
-        "precision": _covered(ours, some, neighbours),
-        "recall": _covered(some, ours, neighbours),
-    }
+    density, coverage = density_and_coverage(ours, theirs[: len(ours)])
+    return {"frechet_distance": frechet_distance(ours, theirs), "density": density, "coverage": coverage}
 
 
 def frechet_distance(one: Codes, other: Codes) -> float:
@@ -184,9 +180,14 @@ def frechet_distance(one: Codes, other: Codes) -> float:
     return float(shift @ shift + np.trace(first) + np.trace(second) - 2 * cross)
 
 
-def _covered(points: Codes, reference: Codes, neighbours: int) -> float:
-    """Share of points within the k-th-neighbour distance of at least one reference point."""
-    tree = NearestNeighbors().fit(reference)
-    radius = tree.kneighbors(reference, neighbours + 1)[0][:, -1]
-    distance, index = tree.kneighbors(points, len(reference))
-    return float(np.mean((distance <= radius[index]).any(axis=1)))
+def density_and_coverage(samples: Codes, real: Codes, neighbours: int = 5) -> tuple[float, float]:
+    """Density, 1 on average for samples that are like the real points, and coverage in 0…1 (Naeem et al. 2020).
+
+    Args:
+        samples: Points (m, d) to judge.
+        real: Points (n, d), n > neighbours.
+        neighbours: The k whose distance is the radius of the ball around each real point.
+    """
+    radius = NearestNeighbors().fit(real).kneighbors(real, neighbours + 1)[0][:, -1]
+    inside = euclidean_distances(real, samples) <= radius[:, None]
+    return float(inside.sum(axis=0).mean() / neighbours), float(inside.any(axis=1).mean())

@@ -110,7 +110,7 @@ def summary(results: Mapping[str, Any]) -> str:
         "neighbour accuracy in latent space": "neighbour_accuracy",
         "KL of the codes to N(0, I), nats": "aggregate_kl_to_prior",
         "Fréchet distance, prior samples": "prior_frechet_distance",
-        "recall of prior samples": "prior_recall",
+        "coverage of prior samples": "prior_coverage",
     }
     lines += [f"{label:34}{number('autoencoder', key):>18}{number('vae', key):>18}" for label, key in rows.items()]
     lines += [
@@ -136,8 +136,8 @@ def initial_states(model: Model, index: int, config: VaeConfig) -> TrainState:
 
 
 def optimizer(config: VaeConfig) -> optax.GradientTransformation:
-    """Adam, with Keras's epsilon."""
-    return optax.adam(config.learning_rate, eps=config.adam_epsilon)
+    """Adam as Keras computes it."""
+    return train.adam(config.learning_rate, config.adam_epsilon)
 
 
 def _train(

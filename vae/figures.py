@@ -98,8 +98,8 @@ def prior_samples(samples: Mapping[str, Picture], results: Mapping[str, Mapping[
     figure = Figure(figsize=(11, 5.9), layout="constrained")
     for axes, (name, pictures) in zip(figure.subplots(1, len(samples)), samples.items(), strict=True):
         _show(axes, tile(pictures, 10))
-        scores = [results[name][f"prior_{key}"]["mean"] for key in ("frechet_distance", "precision", "recall")]
-        title = "{}: samples from the prior\nFréchet distance {:.1f}, precision {:.0%}, recall {:.0%}"
+        scores = [results[name][f"prior_{key}"]["mean"] for key in ("frechet_distance", "density", "coverage")]
+        title = "{}: samples from the prior\nFréchet distance {:.1f}, density {:.2f}, coverage {:.0%}"
         axes.set_title(title.format(NAMES[name], *scores), fontsize=12)
     return figure
 
@@ -153,5 +153,5 @@ def _by_epoch(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, 
 
 def _save(path: Path, make: Callable[[], Figure]) -> Path:
     with atomic(path) as file:
-        make().savefig(file, dpi=DOTS_PER_INCH, format="png")
+        make().savefig(file, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight")
     return path

@@ -77,7 +77,7 @@ def negative_elbo(
 
 def kl_warmup(step: Array, warmup_steps: int, beta: float = 1.0) -> Float[Array, ""]:
     """β · min(1, (step + 1) / warmup_steps): the weight of the KL grows linearly from the first step on."""
-    return jnp.asarray(beta) * jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
+    return beta * jnp.minimum(1.0, (jnp.asarray(step, jnp.float32) + 1) / max(warmup_steps, 1))
 
 
 def importance_weighted_bound(
@@ -104,11 +104,11 @@ def importance_weighted_bound(
     """
     batch, latent_dim = mean.shape
     noise = jax.random.normal(key, (samples, batch, latent_dim), mean.dtype)
-    latents = mean + jnp.exp(log_variance / 2) * noise
+    latents = mean[None] + jnp.exp(log_variance[None] / 2) * noise
     logits = decode(latents.reshape(-1, latent_dim)).reshape(samples, *images.shape)
     log_likelihood = -jax.vmap(lambda one: binary_cross_entropy(one, images))(logits)
     log_prior = jnp.sum(-0.5 * latents**2, axis=-1)
-    log_posterior = jnp.sum(-0.5 * noise**2 - 0.5 * log_variance, axis=-1)
+    log_posterior = jnp.sum(-0.5 * noise**2 - 0.5 * log_variance[None], axis=-1)
     return jax.nn.logsumexp(log_likelihood + log_prior - log_posterior, axis=0) - jnp.log(samples)
 
 

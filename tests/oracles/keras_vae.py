@@ -38,9 +38,7 @@ def build(heads: Sequence[str], dtype: str = "float32") -> Models:
     latents = keras.Input((2,), dtype=dtype)
     hidden = layers.Reshape((7, 7, 64), dtype=dtype)(layers.Dense(3136, dtype=dtype, name="dense")(latents))
     for index, (filters, strides) in enumerate(((64, 1), (64, 2), (32, 2), (1, 1))):
-        convolution = layers.Conv2DTranspose(
-            filters, 3, strides, padding="same", dtype=dtype, name=f"conv_t_{index}"
-        )
+        convolution = layers.Conv2DTranspose(filters, 3, strides, padding="same", dtype=dtype, name=f"conv_t_{index}")
         hidden = convolution(hidden)
         hidden = layers.LeakyReLU(0.3, dtype=dtype)(hidden) if index < 3 else keras.ops.sigmoid(hidden)
     return {"encoder": encoder, "decoder": keras.Model(latents, hidden)}
@@ -91,11 +89,19 @@ def train(models: Models, batches: Sequence[tuple[Array, Array]]) -> Iterator[No
         variables = [variable for model in models.values() for variable in model.trainable_variables]
         optimizer = keras.optimizers.Adam(5e-4, epsilon=1e-7)
         optimizer.build(variables)
-    gradient = jax.jit(jax.grad(lambda weights, *batch: forward(models, weights, *batch)["loss"].mean()))
+
+    @jax.jit
+    @lenient()
+    def step(weights: Weights, state: Sequence[Array], *batch: Array) -> tuple[Sequence[Array], Sequence[Array]]:
+        gradients = jax.grad(lambda weights: forward(models, weights, *batch)["loss"].mean())(weights)
+        flat_gradients, flat_weights = ([one for part in models for one in tree[part]] for tree in (gradients, weights))
+        return optimizer.stateless_apply(state, flat_gradients, flat_weights)
+
+    state = [variable.value for variable in optimizer.variables]
     for batch in batches:
-        with lenient():
-            gradients = gradient(weights(models), *batch)
-            optimizer.apply([one for part in models for one in gradients[part]])
+        values, state = step(weights(models), state, *batch)
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
         yield
 
 
