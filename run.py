@@ -172,7 +172,7 @@ def _read_config(run_dir: Path, command: str | None, kind: Any) -> Any:
     record = run_directory.read_json(run_dir / "config.json")
     if not isinstance(record, dict) or record.get("experiment") != command:
         raise UserError(f"{run_dir} is a run of {record.get('experiment')!r}, not of {command!r}")
-    return _from_dict(kind, record["config"], run_dir)
+    return _from_dict(kind, record.get("config"), run_dir)
 
 
 def _from_dict(kind: Any, values: dict[str, Any], run_dir: Path) -> Any:

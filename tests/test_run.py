@@ -84,6 +84,10 @@ def test_results_hold_every_seed_its_mean_and_spread(finished: Path, digits: Pat
     vae = {key: value["mean"] for key, value in results["vae"].items()}
     assert vae["test_negative_elbo"] == pytest.approx(vae["test_reconstruction"] + vae["test_kl"])
     assert vae["test_iwae"] < vae["test_negative_elbo"]
+    for model, name in (("autoencoder", "test_mse"), ("vae", "test_negative_elbo")):
+        rows = [row for row in Metrics(finished / "vae" / "metrics.jsonl").rows() if row["model"] == model]
+        last = [row["test_loss"] for row in rows if row["epoch"] == 4 and "test_loss" in row]
+        np.testing.assert_allclose(last, results[model][name]["per_seed"], rtol=1e-5)
     assert results["data"] == open_dataset(f"idx:{digits}").describe()
 
 
