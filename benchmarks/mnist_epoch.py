@@ -127,18 +127,19 @@ def compare(rounds: int, epochs: int) -> dict[str, Any]:
 def table(result: Mapping[str, Any]) -> str:
     """The result as a table in Markdown: median (lowest to highest)."""
     lines = [
-        "| contestant | seconds an epoch | latentlab / contestant | loss after epochs |",
-        "| --- | --- | --- | --- |",
+        "| contestant | seconds an epoch | latentlab / contestant | loss after epochs | others busy |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, contestant in CONTESTANTS.items():
         if name in result["not_installed"]:
             packages = ", ".join(result["not_installed"][name])
-            lines.append(f"| {contestant.title} | not installed ({packages}) | | |")
+            lines.append(f"| {contestant.title} | not installed ({packages}) | | | |")
             continue
         summary = result["contestants"][name]
         ratio = "" if name == "ours" or "ratio" not in summary else _spread(summary["ratio"], 2)
         loss = f"{summary['final_loss']['median']:.1f} after {summary['epochs']}"
-        lines.append(f"| {contestant.title} | {_spread(summary['seconds'], 3)} | {ratio} | {loss} |")
+        busy = max((run["other_cores_busy"] for run in summary["runs"] if "other_cores_busy" in run), default="unknown")
+        lines.append(f"| {contestant.title} | {_spread(summary['seconds'], 3)} | {ratio} | {loss} | {busy} |")
     return "\n".join(lines)
 
 
