@@ -175,7 +175,7 @@ def _read_config(run_dir: Path, command: str | None, kind: Any) -> Any:
     return _from_dict(kind, record.get("config"), run_dir)
 
 
-def _from_dict(kind: Any, values: dict[str, Any], run_dir: Path) -> Any:
+def _from_dict(kind: Any, values: Any, run_dir: Path) -> Any:
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     if not isinstance(values, dict) or set(values) != set(fields):
         odd = sorted(set(values) ^ set(fields)) if isinstance(values, dict) else values
