@@ -2,7 +2,7 @@
 
 On GPU and TPU all of them are XLA's own convolutions. On CPU they are matrix products over
 shifted copies of the input, because XLA's CPU backend runs convolutions slowly, and inside
-`scan` and `while` 25 times slower still. The choice is made at lowering time
+`scan` and `while` several times slower still (`benchmarks/README.md`). The choice is made at lowering time
 (`jax.lax.platform_dependent`), so one jitted function runs everywhere, under `vmap`, `grad`
 and `scan`.
 
