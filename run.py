@@ -206,7 +206,7 @@ def _gather_deliverables(run_dir: Path) -> None:
 
 
 def _check(arguments: list[str]) -> int:
-    """Python run.py check RUN: says what is missing or wrong in a run; exit code 1 if anything is."""
+    """Usage: python run.py check RUN. Says what is missing or wrong in a run; exit code 1 if anything is."""
     from runtime.check import DELIVERABLES, check, check_arrays
 
     run_dir, command = _run_argument("check", arguments)
@@ -230,7 +230,7 @@ def _check(arguments: list[str]) -> int:
 
 
 def _figures(arguments: list[str]) -> int:
-    """Python run.py figures RUN: draws the figures of a run again from the files in it."""
+    """Usage: python run.py figures RUN. Draws the figures of a run again from the files in it."""
     run_dir, command = _run_argument("figures", arguments)
     for package in EXPERIMENTS.values() if command == "all" else [EXPERIMENTS[command]]:
         for path in import_module(f"{package}.figures").draw(run_dir / package if command == "all" else run_dir):

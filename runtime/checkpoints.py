@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 
 State = TypeVar("State")
 
@@ -43,7 +43,7 @@ class Checkpoints:
             self._manager.save(epoch, args=arguments, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{self.directory}: the checkpoint of epoch {epoch} could not be written ({_first_line(error)}); "
+                f"{self.directory}: the checkpoint of epoch {epoch} could not be written ({first_line(error)}); "
                 f"earlier ones are untouched, so make room and resume"
             ) from error
 
@@ -66,7 +66,7 @@ class Checkpoints:
                 restored = self._read(epoch, like)
             except Exception as error:  # orbax and tensorstore raise many types for damaged files
                 damaged.append(epoch)
-                warn(f"checkpoint of epoch {epoch} in {self.directory} is damaged ({_first_line(error)})")
+                warn(f"checkpoint of epoch {epoch} in {self.directory} is damaged ({first_line(error)})")
                 continue
             for bad in damaged:
                 shutil.rmtree(self.directory / str(bad))
@@ -101,7 +101,3 @@ def digest(tree: object) -> str:
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

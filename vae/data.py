@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
@@ -155,7 +155,7 @@ def read_tfds(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:
-        problem = "no such data set" if isinstance(error, tfds.core.DatasetNotFoundError) else _first_line(error)
+        problem = "no such data set" if isinstance(error, tfds.core.DatasetNotFoundError) else first_line(error)
         raise UserError(f"tfds: {name} ({data_dir}): {problem}; expected e.g. mnist, fashion_mnist, kmnist") from error
     features = builder.info.features or {}
     shape = features["image"].shape if "image" in features else None
@@ -182,7 +182,7 @@ def read_tfds(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
             ) from error
         except Exception as error:  # its readers, in C++, raise several kinds for a damaged file
             raise UserError(
-                f"tfds: {path}: split {split!r} cannot be read ({_first_line(error)}); delete it to prepare it anew"
+                f"tfds: {path}: split {split!r} cannot be read ({first_line(error)}); delete it to prepare it anew"
             ) from error
         labels = np.array([record["label"] for record in records])
         parts.append(checked(images[..., None], labels, f"tfds: {path} split {split!r}"))
@@ -237,14 +237,9 @@ def _prepare_tfds(builder: Any, name: str, data_dir: Path) -> None:
             builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # network, disk, checksums, and whatever else it meets
         raise UserError(
-            f"tfds: {name} is not prepared under {data_dir} and preparing it failed ({_first_line(error)}); "
+            f"tfds: {name} is not prepared under {data_dir} and preparing it failed ({first_line(error)}); "
             "it needs the network, or set TFDS_DATA_DIR to where it is prepared"
         ) from error
-
-
-def _first_line(thing: object) -> str:
-    text = str(thing).strip() or type(thing).__name__
-    return text.splitlines()[0][:200]
 
 
 class LabelledImages(NamedTuple):

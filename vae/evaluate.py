@@ -6,8 +6,9 @@ against held-out images in the space of their first 50 principal components: by 
 distance between Gaussians fitted to both sets (0 is perfect), and by density and coverage
 (Naeem et al. 2020). Around every real image lies a ball that reaches to its fifth nearest real
 neighbour: density tells in how many balls a sample lies, as a share of what real images would
-give, and coverage is the share of balls that hold any sample. Unlike precision and recall,
-neither is fooled by a few real outliers with wide balls or by samples that are all alike.
+give, and coverage is the share of balls that hold any sample. A few real outliers with wide
+balls weigh little in either. Density alone says little: blurred samples crowd where balls
+overlap, and samples that are all alike can score high; coverage shows that they are alike.
 """
 
 from functools import partial
@@ -108,7 +109,7 @@ def decode(
 def importance_weighted_bound(
     model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], keys: Key[Array, " seeds"], samples: int
 ) -> Float[Array, "seeds n"]:
-    """Log p(x) bound of every image from K samples, in nats; see `objectives.importance_weighted_bound`."""
+    """Bound on log p(x) of every image from K samples, in nats; see `objectives.importance_weighted_bound`."""
 
     def one(params: Parameters, image: Array, key: Array) -> Array:
         pixels = normalize(image)[None]

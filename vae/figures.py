@@ -85,7 +85,7 @@ def manifold(pictures: UInt8[np.ndarray, "n n 28 28 1"]) -> Figure:
     side = len(pictures)
     _show(axes, tile(pictures.reshape(-1, *pictures.shape[2:]), side))
     ticks = (np.arange(side) + 0.5)[:: max(1, side // 5)]
-    labels = [f"{tick / side:.0%}" for tick in ticks]
+    labels = [f"{tick / side:.1%}" for tick in ticks]
     axes.set_xticks(ticks * 28 - 0.5, labels)
     axes.set_yticks((side - ticks) * 28 - 0.5, labels)
     axes.set(xlabel="quantile of $z_1$ under the prior", ylabel="quantile of $z_2$ under the prior")
