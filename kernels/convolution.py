@@ -1,24 +1,27 @@
 """Two-dimensional convolutions, each in the form that its platform runs fastest.
 
-On GPU and TPU all of them are XLA's own convolutions. On CPU they are matrix products over
-shifted copies of the input, because XLA's CPU backend runs convolutions slowly, and inside
-`scan` and `while` several times slower still (`benchmarks/README.md`). The choice is made at lowering time
-(`jax.lax.platform_dependent`), so one jitted function runs everywhere, under `vmap`, `grad`
-and `scan`.
+On GPU and TPU all of them are XLA's own convolutions. On CPU they are matrix products between
+shifted copies of the input and shifted sums of the output, because XLA's CPU backend runs
+convolutions slowly, and inside `scan` and `while` several times slower still
+(`benchmarks/README.md`). The choice is made at lowering time (`jax.lax.platform_dependent`), so
+one jitted function runs everywhere, under `vmap`, `grad`, `jvp` and `scan`.
 
-With images x, kernel w and output y, everything follows from one bilinear relation,
+With images x, kernel w and output y, a convolution is
 
     y[q] = Σ_d x[stride · q + d - low] w[d],        low = the padding before the first row,
 
-and its two adjoints: the transposed convolution (from y to x) and the kernel's gradient (from
-x and y to w). The three are each other's derivatives, so reverse-mode differentiation of any
-order stays on the fast path. Forward mode (`jvp`) works for the depthwise convolution only.
+and its transpose is the adjoint in x. On CPU the sum over the taps d of either axis can be taken
+before the matrix product, by laying shifted copies of x side by side, or after it, by adding
+shifted slices of the product. A square kernel with about as many input as output channels does
+one axis before and one after: three copies and three sums instead of nine of either. Derivatives
+and the transpose are JAX's own: what is copied going forward is summed going back.
 
 Images are (batch, height, width, channels), kernels (height, width, in, out). Padding is "SAME"
 as TensorFlow means it (stride 2 on an even size pads 0 before and 1 after), "VALID", or
 ((top, bottom), (left, right)) in pixels.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any
@@ -77,7 +80,9 @@ def convolution_transpose(
             stride * (n - 1) + k - sum(p) for n, k, p in zip(images.shape[1:3], kernel.shape[:2], pads, strict=True)
         )
         size = height, width
-    return _convolution_transpose(images, kernel, stride, pads, size)
+    inputs = jax.ShapeDtypeStruct((images.shape[0], *size, kernel.shape[2]), images.dtype)
+    (transposed,) = jax.linear_transpose(lambda x: _convolution(x, kernel, stride, pads), inputs)(images)
+    return transposed
 
 
 def depthwise_convolution(
@@ -98,7 +103,7 @@ def depthwise_convolution(
     return lax.platform_dependent(
         images,
         kernel,
-        cpu=partial(_shifted_sum, stride=stride, pads=pads),
+        cpu=partial(_depthwise_sum, stride=stride, pads=pads),
         default=partial(_xla_convolution, stride=stride, pads=pads, groups=images.shape[3]),
     )
 
@@ -135,7 +140,6 @@ def _pads(padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: 
     return (int(top), int(bottom)), (int(left), int(right))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     return lax.platform_dependent(
         images,
@@ -145,109 +149,67 @@ def _convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> Array
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolution_transpose(images: Array, kernel: Array, stride: int, pads: Pads, size: Size) -> Array:
-    return lax.platform_dependent(
-        images,
-        kernel,
-        cpu=partial(_cpu_transpose, stride=stride, pads=pads, size=size),
-        default=partial(_xla_transpose, stride=stride, pads=pads, size=size),
-    )
-
-
-def _kernel_gradient(images: Array, outputs: Array, stride: int, pads: Pads, kernel: Size) -> Array:
-    return lax.platform_dependent(
-        images,
-        outputs,
-        cpu=partial(_cpu_kernel_gradient, stride=stride, pads=pads, kernel=kernel),
-        default=partial(_xla_kernel_gradient, stride=stride, pads=pads, kernel=kernel),
-    )
-
-
-def _convolution_backward(stride: int, pads: Pads, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    images, kernel = saved
-    return (
-        _convolution_transpose(cotangent, kernel, stride, pads, images.shape[1:3]),
-        _kernel_gradient(images, cotangent, stride, pads, kernel.shape[:2]),
-    )
-
-
-def _transpose_backward(
-    stride: int, pads: Pads, size: Size, saved: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, Array]:
-    images, kernel = saved
-    return (
-        _convolution(cotangent, kernel, stride, pads),
-        _kernel_gradient(cotangent, images, stride, pads, kernel.shape[:2]),
-    )
-
-
-_convolution.defvjp(lambda x, w, *static: (_convolution(x, w, *static), (x, w)), _convolution_backward)
-_convolution_transpose.defvjp(
-    lambda y, w, *static: (_convolution_transpose(y, w, *static), (y, w)), _transpose_backward
-)
-
-
 def _xla_convolution(images: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), pads, dimension_numbers=LAYOUT, feature_group_count=groups
     )
 
 
-def _xla_transpose(outputs: Array, kernel: Array, stride: int, pads: Pads, size: Size) -> Array:
-    images = jax.ShapeDtypeStruct((outputs.shape[0], *size, kernel.shape[2]), outputs.dtype)
-    return jax.linear_transpose(lambda x: _xla_convolution(x, kernel, stride, pads), images)(outputs)[0]
-
-
-def _xla_kernel_gradient(images: Array, outputs: Array, stride: int, pads: Pads, kernel: Size) -> Array:
-    weights = jax.ShapeDtypeStruct((*kernel, images.shape[3], outputs.shape[3]), images.dtype)
-    return jax.linear_transpose(lambda w: _xla_convolution(images, w, stride, pads), weights)(outputs)[0]
-
-
 def _cpu_convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    """Sums over taps along some axes before the matrix product and along the others after it.
+
+    Axes summed afterwards are taken apart into `stride` phases of the input, for a row of the
+    input meets only every `stride`-th tap.
+    """
     size = _output_size(images, kernel, stride, pads)
-    return _correlate(images, kernel, *_taps(kernel.shape[:2], pads), size, stride)
+    summed = _axes_summed_after(kernel.shape, stride)
+    gathered = [axis for axis in (0, 1) if axis not in summed]
+    terms = []
+    for phases in itertools.product(range(stride), repeat=len(summed)):
+        windows, weights = [images], kernel
+        offsets = [[tap - pads[axis][0] for tap in range(kernel.shape[axis])] for axis in (0, 1)]
+        for axis, phase in zip(summed, phases, strict=True):
+            first = (pads[axis][0] + phase) % stride
+            weights = lax.slice_in_dim(weights, min(first, kernel.shape[axis]), None, stride, axis)
+            windows = [lax.slice_in_dim(windows[0], min(phase, images.shape[axis + 1]), None, stride, axis + 1)]
+            offsets[axis] = [(offset - phase) // stride for offset in offsets[axis][first::stride]]
+        if not weights.size:
+            continue
+        for axis in gathered:
+            windows = [_window(x, axis + 1, tap, size[axis], stride) for x in windows for tap in offsets[axis]]
+        columns = jnp.concatenate(windows, axis=3) if len(windows) > 1 else windows[0]
+        matrix = weights.transpose(*gathered, 2, *summed, 3).reshape(columns.shape[3], -1)
+        products = (columns.reshape(-1, columns.shape[3]) @ matrix).reshape(*columns.shape[:3], -1)
+        shifts = list(itertools.product(*(offsets[axis] for axis in summed)))
+        for term, shift in zip(lax.split(products, [kernel.shape[3]] * len(shifts), 3), shifts, strict=True):
+            for axis, offset in zip(summed, shift, strict=True):
+                term = _shifted(term, axis + 1, offset, size[axis])
+            terms.append(term)
+    return reduce(jnp.add, terms)
 
 
-def _cpu_transpose(outputs: Array, kernel: Array, stride: int, pads: Pads, size: Size) -> Array:
-    """Interleaves stride² phases x[stride · q + phase], each a convolution of y with the taps that reach it."""
-    weights = kernel.swapaxes(2, 3)
-    counts = -(-size[0] // stride), -(-size[1] // stride)
-    phases = []
-    for phase_row in range(stride):
-        taps_row = [d for d in range(kernel.shape[0]) if (phase_row + pads[0][0] - d) % stride == 0]
-        for phase_column in range(stride):
-            taps_column = [d for d in range(kernel.shape[1]) if (phase_column + pads[1][0] - d) % stride == 0]
-            if not taps_row or not taps_column:
-                phases.append(jnp.zeros((outputs.shape[0], *counts, kernel.shape[2]), outputs.dtype))
-                continue
-            phases.append(
-                _correlate(
-                    outputs,
-                    jnp.stack([jnp.stack([weights[d, e] for e in taps_column]) for d in taps_row]),
-                    [(phase_row + pads[0][0] - d) // stride for d in taps_row],
-                    [(phase_column + pads[1][0] - d) // stride for d in taps_column],
-                    counts,
-                )
-            )
-    if stride == 1:
-        return phases[0]
-    pairs = [jnp.stack(phases[i : i + stride], axis=3) for i in range(0, len(phases), stride)]
-    images = jnp.stack(pairs, axis=2).reshape(outputs.shape[0], counts[0] * stride, counts[1] * stride, -1)
-    return images[:, : size[0], : size[1]]
+def _axes_summed_after(kernel: Size, stride: int) -> tuple[int, ...]:
+    """The axes whose taps are summed after the product: none, the rows, or both, whichever moves the fewest numbers.
+
+    Counted per output pixel: a copy is written and read twice (shifted, then concatenated), a product once.
+    """
+    height, width, channels, features = kernel
+    costs = {
+        (): 2 * height * width * channels + features,
+        (0,): 2 * stride * width * channels + height * features,
+        (0, 1): 2 * (stride**2 - 1) * channels + height * width * features,
+    }
+    return min(costs, key=lambda axes: costs[axes])
 
 
-def _cpu_kernel_gradient(images: Array, outputs: Array, stride: int, pads: Pads, kernel: Size) -> Array:
-    """Multiplies with shifted copies of the side with fewer channels; on a tie, those the input's gradient needs."""
-    channels, features = images.shape[3], outputs.shape[3]
-    if stride == 1 and features <= channels:
-        row_taps, column_taps = _taps(kernel, pads)
-        shifted = _shifts(outputs, [-t for t in row_taps], [-t for t in column_taps], images.shape[1:3])
-        product = images.reshape(-1, channels).T @ shifted.reshape(-1, shifted.shape[-1])
-        return product.reshape(channels, *kernel, features).transpose(1, 2, 0, 3)
-    shifted = _shifts(images, *_taps(kernel, pads), outputs.shape[1:3], stride)
-    product = shifted.reshape(-1, shifted.shape[-1]).T @ outputs.reshape(-1, features)
-    return product.reshape(*kernel, channels, features)
+def _depthwise_sum(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    size = _output_size(images, kernel, stride, pads)
+    terms = []
+    for row, column in itertools.product(*(range(n) for n in kernel.shape[:2])):
+        window = _window(images, 1, row - pads[0][0], size[0], stride)
+        window = _window(window, 2, column - pads[1][0], size[1], stride)
+        terms.append(window * kernel[row, column].reshape(1, 1, 1, -1))
+    return reduce(jnp.add, terms)
 
 
 def _output_size(images: Array, kernel: Array, stride: int, pads: Pads) -> Size:
@@ -257,56 +219,14 @@ def _output_size(images: Array, kernel: Array, stride: int, pads: Pads) -> Size:
     return height, width
 
 
-def _taps(kernel: Sequence[int], pads: Pads) -> tuple[list[int], list[int]]:
-    """Offsets d - low at which the kernel reads the images, by row and by column."""
-    return [d - pads[0][0] for d in range(kernel[0])], [d - pads[1][0] for d in range(kernel[1])]
+def _window(images: Array, axis: int, tap: int, size: int, stride: int) -> Array:
+    """x[stride · i + tap] for i = 0 … size - 1 along an axis, zero outside the images."""
+    phase = min(tap % stride, images.shape[axis])
+    return _shifted(lax.slice_in_dim(images, phase, None, stride, axis), axis, tap // stride, size)
 
 
-def _correlate(
-    images: Array, weights: Array, row_taps: list[int], column_taps: list[int], size: Size, stride: int = 1
-) -> Array:
-    """y[q] = Σ_d x[stride · q + tap_d] w[d] as one matrix product; x is zero outside.
-
-    The shifted copies are made of the side with fewer numbers: of the input before the product,
-    or, where the output has so few channels that all products fit into the input's size, after it.
-    """
-    height, width, channels, features = weights.shape
-    if stride == 1 and height * width * features <= channels:
-        matrix = weights.transpose(2, 0, 1, 3).reshape(channels, -1)
-        products = (images.reshape(-1, channels) @ matrix).reshape(*images.shape[:3], -1)
-        windows = _windows(products, row_taps, column_taps, size)
-        return reduce(jnp.add, (w[..., i * features : (i + 1) * features] for i, w in enumerate(windows)))
-    shifted = _shifts(images, row_taps, column_taps, size, stride)
-    product = shifted.reshape(-1, shifted.shape[-1]) @ weights.reshape(-1, features)
-    return product.reshape(images.shape[0], *size, features)
-
-
-def _shifted_sum(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    size = _output_size(images, kernel, stride, pads)
-    windows = _windows(images, *_taps(kernel.shape[:2], pads), size, stride)
-    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
-    return reduce(jnp.add, (window * weight for window, weight in zip(windows, weights, strict=True)))
-
-
-def _shifts(images: Array, row_taps: list[int], column_taps: list[int], size: Size, stride: int = 1) -> Array:
-    """Shifted copies side by side: (batch, rows, columns, taps · channels), taps row-major."""
-    windows = _windows(images, row_taps, column_taps, size, stride)
-    return jnp.concatenate(windows, axis=3) if len(windows) > 1 else windows[0]
-
-
-def _windows(images: Array, row_taps: list[int], column_taps: list[int], size: Size, stride: int = 1) -> list[Array]:
-    """x[stride · q + tap] for every tap, zero outside the images."""
-    low, high = zip(
-        *(
-            (max(0, -min(taps)), max(0, stride * (count - 1) + max(taps) - (extent - 1)))
-            for taps, count, extent in zip((row_taps, column_taps), size, images.shape[1:3], strict=True)
-        ),
-        strict=True,
-    )
-    padded = jnp.pad(images, ((0, 0), (low[0], high[0]), (low[1], high[1]), (0, 0)))
-
-    def span(tap: int, axis: int) -> slice:
-        start = tap + low[axis]
-        return slice(start, start + stride * (size[axis] - 1) + 1, stride)
-
-    return [padded[:, span(row, 0), span(column, 1)] for row in row_taps for column in column_taps]
+def _shifted(images: Array, axis: int, offset: int, size: int) -> Array:
+    """x[i + offset] for i = 0 … size - 1 along an axis, zero outside the images."""
+    padding = [(0, 0, 0)] * images.ndim
+    padding[axis] = (-offset, size - images.shape[axis] + offset, 0)
+    return lax.pad(images, jnp.zeros((), images.dtype), padding)
