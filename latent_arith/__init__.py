@@ -1,0 +1,1 @@
+"""Experiment 2: faces, attribute directions, edits, and their scorecard."""
