@@ -1,6 +1,7 @@
 """Epochs of the MNIST VAE in PyTorch: eager, channels last, its fastest form on a CPU (README.md has the others)."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,8 @@ class Vae(nn.Module):
 def epoch_seconds(images: np.ndarray, epochs: int) -> tuple[list[float], list[float]]:
     """Trains on the images and times every epoch; arguments and result are those of `ours.epoch_seconds`."""
     torch.manual_seed(SEED.seed)
-    model = Vae().to(memory_format=torch.channels_last)
+    model: Any = Vae()
+    model = model.to(memory_format=torch.channels_last)
     data = torch.from_numpy(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
     data = data.contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=SEED.learning_rate, eps=SEED.adam_epsilon, fused=True)

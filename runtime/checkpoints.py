@@ -4,9 +4,12 @@ Every checkpoint carries the SHA-256 of its arrays, so a truncated or bit-flippe
 when it is read, and the one before it is used instead.
 """
 
+import contextlib
+import gc
 import hashlib
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,14 +63,15 @@ class Checkpoints:
             UserError: There are checkpoints, and all of them are damaged.
         """
         epochs = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
+        damaged: list[int] = []
         for epoch in epochs:
-            try:
-                restored = self._read(epoch, like)
-            except Exception as error:  # orbax and tensorstore raise many types for damaged files
-                damaged.append(epoch)
-                warn(f"checkpoint of epoch {epoch} in {self.directory} is damaged ({first_line(error)})")
-                continue
+            with _abandoned_reads_forgotten():
+                try:
+                    restored = self._read(epoch, like)
+                except Exception as error:  # orbax and tensorstore raise many types for damaged files
+                    damaged.append(epoch)
+                    warn(f"checkpoint of epoch {epoch} in {self.directory} is damaged ({first_line(error)})")
+                    continue
             for bad in damaged:
                 shutil.rmtree(self.directory / str(bad))
             self._manager.reload()
@@ -90,6 +94,17 @@ class Checkpoints:
         if digest(restored.state) != restored.digest["sha256"]:
             raise ValueError("its arrays do not have the recorded SHA-256")
         return restored.state
+
+
+@contextlib.contextmanager
+def _abandoned_reads_forgotten() -> Iterator[None]:
+    """Where one array cannot be read, orbax abandons the reads of others, of which Python would print tracebacks."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def digest(tree: object) -> str:
