@@ -179,7 +179,8 @@ def _cpu_convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> A
             windows = [_window(x, axis + 1, tap, size[axis], stride) for x in windows for tap in offsets[axis]]
         columns = jnp.concatenate(windows, axis=3) if len(windows) > 1 else windows[0]
         matrix = weights.transpose(*gathered, 2, *summed, 3).reshape(columns.shape[3], -1)
-        products = (columns.reshape(-1, columns.shape[3]) @ matrix).reshape(*columns.shape[:3], -1)
+        products = columns.reshape(-1, columns.shape[3]) @ matrix
+        products = products.reshape(*columns.shape[:3], matrix.shape[1])
         shifts = list(itertools.product(*(offsets[axis] for axis in summed)))
         for term, shift in zip(lax.split(products, [kernel.shape[3]] * len(shifts), 3), shifts, strict=True):
             for axis, offset in zip(summed, shift, strict=True):

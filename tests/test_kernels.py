@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import Array, lax
 
@@ -103,6 +103,7 @@ def test_depthwise_convolution(stride: int, padding: kernels.Padding) -> None:
 
 
 @settings(max_examples=25, deadline=None)
+@example(height=1, width=3, stride=2, kernel=(3, 3), channels=(16, 16), pads=((1, 1), (1, 1)))  # no odd row at all
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),
