@@ -92,7 +92,9 @@ def open_celeba(directory: Path, cache: Path, skip_bad: bool = False) -> CelebA:
             f"--skip-bad leaves them out"
         )
     images = _checked_map(prepared, len(paths), record)
-    rows = np.asarray([row for row, name in enumerate(table.ids) if name not in bad])
+    rows = np.asarray([row for row, name in enumerate(table.ids) if name not in bad], int)
+    if not len(rows):
+        raise UserError(f"{directory / 'img_align_celeba'}: all {len(paths)} images are bad, expected RGB JPEGs")
     table = Table(tuple(table.ids[row] for row in rows), table.names, table.values[rows])
     digest = hashlib.sha256("".join(record["chunks"]).encode()).hexdigest()
     return CelebA(images, rows, table, bad, digest)

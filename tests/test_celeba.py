@@ -115,6 +115,13 @@ def test_bad_images_stop_the_run_unless_they_are_skipped(folder: Path) -> None:
     assert np.abs(faces[8].astype(int) - resized).mean() < 2
 
 
+def test_a_folder_of_bad_images_only_is_told(folder: Path) -> None:
+    for name in IDS:
+        (folder / "img_align_celeba" / name).write_bytes(b"no picture")
+    with pytest.raises(UserError, match="all 11 images are bad"):
+        open_celeba(folder, folder / "cache", skip_bad=True)
+
+
 def test_a_change_of_the_prepared_pixels_is_noticed(folder: Path) -> None:
     open_celeba(folder, folder / "cache")
     (stored,) = (folder / "cache").rglob("images.npy")
