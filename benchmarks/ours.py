@@ -20,12 +20,14 @@ def epoch_seconds(images: np.ndarray, epochs: int) -> tuple[list[float], list[fl
         Seconds of each epoch until its results are there, and the mean loss of its examples.
     """
     model = models.variational_autoencoder(SEED)
-    run = train.epochs_of_all_seeds(batch_size=SEED.batch_size, loss=model.loss, optimizer=experiment.optimizer(SEED))
-    state, device_images = experiment.initial_states(model, 1, SEED), jax.device_put(images)
+    run = train.epochs_of_images(
+        jax.device_put(images), batch_size=SEED.batch_size, loss=model.loss, optimizer=experiment.optimizer(SEED)
+    )
+    state = experiment.initial_states(model, 1, SEED)
     seconds, losses = [], []
     for _ in range(epochs):
         start = time.perf_counter()
-        state, metrics = jax.block_until_ready(run(state, device_images, 1))
+        state, metrics = jax.block_until_ready(run(state, 1))
         seconds.append(time.perf_counter() - start)
         sizes = np.diff([*range(0, len(images), SEED.batch_size), len(images)])
         losses.append(float(np.average(np.asarray(metrics["loss"])[0, 0], weights=sizes)))

@@ -11,7 +11,7 @@ probability of its attribute given its other ones (inverse propensity, Rosenbaum
 if the attribute had been drawn independently of them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int8, UInt8
+from jaxtyping import Bool, Float, Int8, UInt8
 from sklearn.linear_model import LogisticRegression
 
 BLOCK = 500
@@ -70,6 +70,19 @@ class Directions:
         if name not in self.names:
             raise KeyError(f"no direction {name!r}; there are {', '.join(self.names)}")
         return self.vectors[self.names.index(name)]
+
+    def of(self, names: Mapping[str, str]) -> "Directions":
+        """Those that are called by the keys of `names`, called by its values."""
+        rows = [self.names.index(name) for name in names if name in self.names]
+        return Directions(
+            tuple(names[self.names[row]] for row in rows),
+            self.vectors[rows],
+            self.distances[rows],
+            self.n_positive[rows],
+            self.n_negative[rows],
+            self.standard_error_degrees[rows],
+            tuple(names[name] for name in names if name in self.left_out),
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `directions.npz` holds."""
@@ -126,18 +139,24 @@ def inverse_propensity_weights(attributes: Int8[np.ndarray, "n attributes"]) -> 
     """Weight P(a) / P(a | other attributes) of every image for every attribute a, from the table alone.
 
     The propensity is a logistic regression on the other attributes; probabilities below 0.02 count as 0.02.
-    An attribute that all images share, or none has, gets weights of one.
+    Of the others, those are left out that go with only one value of a, such as Black_Hair for a = Blond_Hair: no
+    weights make the two independent, and they would hide all others. An attribute that all images share, or none has,
+    gets weights of one, and so does one with no others left.
     """
     weights = np.ones(attributes.shape, np.float32)
     for index in range(attributes.shape[1]):
         has = attributes[:, index] > 0
-        if has.all() or not has.any():
+        others = attributes[:, _varying_in(attributes[has]) & _varying_in(attributes[~has])]
+        if not others.size:
             continue
-        others = np.delete(attributes, index, axis=1)
         propensity = LogisticRegression(C=1e3, max_iter=1000).fit(others, has).predict_proba(others)[:, 1]
         probability = np.where(has, propensity, 1 - propensity)
         weights[:, index] = np.where(has, has.mean(), 1 - has.mean()) / np.maximum(probability, PROPENSITY_FLOOR)
     return weights
+
+
+def _varying_in(attributes: Int8[np.ndarray, "n attributes"]) -> Bool[np.ndarray, " attributes"]:
+    return (attributes > 0).any(axis=0) & (attributes <= 0).any(axis=0)
 
 
 def orthogonal_to(direction: Float[np.ndarray, " latent"], others: Vectors) -> Float[np.ndarray, " latent"]:

@@ -101,6 +101,7 @@ _RULES: tuple[tuple[str, str, float, float], ...] = (
     ("Wearing_Hat", "hat", HAT_FROM, inf),
 )
 ATTRIBUTES: tuple[str, ...] = tuple(name for name, *_ in _RULES)
+FACTOR_OF: dict[str, str] = {name: factor for name, factor, *_ in _RULES}
 
 SIGNED = frozenset({"smile", "gaze", "parting", "light", "yaw", "tilt", "shift_x", "shift_y", "zoom"})
 # Which factor follows which, and with what sign; none follows a follower.

@@ -7,11 +7,12 @@ when it is read, and the one before it is used instead.
 import contextlib
 import gc
 import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +21,16 @@ import orbax.checkpoint as ocp
 from runtime.errors import UserError, first_line
 
 State = TypeVar("State")
+
+
+class Position(Protocol):
+    """An iterator that tells where it stands as JSON and goes there, as grain's do."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Where it stands."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to where another one stood."""
 
 
 class Checkpoints:
@@ -33,15 +44,15 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, epoch: int, state: State) -> None:
-        """Writes `state` as the checkpoint of `epoch`.
+    def save(self, epoch: int, state: State, position: Position | None = None) -> None:
+        """Writes `state`, and where the iterator of batches stands if there is one, as the checkpoint of `epoch`.
 
         Raises:
             UserError: The checkpoint could not be written, for instance for want of disk space.
         """
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave({"sha256": digest(state)})
-        )
+        stands = position and position.get_state()
+        record = {"sha256": _seal(state, stands), "position": stands}
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(record))
         try:
             self._manager.save(epoch, args=arguments, force=True)
         except (OSError, ValueError, RuntimeError) as error:
@@ -50,14 +61,22 @@ class Checkpoints:
                 f"earlier ones are untouched, so make room and resume"
             ) from error
 
-    def restore(self, like: State, warn: Callable[[str], None]) -> tuple[int, State] | None:
+    def restore(
+        self,
+        like: State,
+        warn: Callable[[str], None],
+        position: Position | None = None,
+        discard_damaged: bool = True,
+    ) -> tuple[int, State] | None:
         """Epoch and state of the newest undamaged checkpoint, or None where there is none at all.
 
-        Damaged ones are reported through `warn` and deleted, for the resumed run writes them anew.
+        Damaged ones are reported through `warn`.
 
         Args:
             like: A state of the expected structure, shapes and types (abstract or not).
             warn: Called with one line for each damaged checkpoint.
+            position: The iterator of batches, which is sent to where it stood.
+            discard_damaged: Delete damaged ones, for the resumed run writes them anew.
 
         Raises:
             UserError: There are checkpoints, and all of them are damaged.
@@ -67,12 +86,14 @@ class Checkpoints:
         for epoch in epochs:
             with _abandoned_reads_forgotten():
                 try:
-                    restored = self._read(epoch, like)
+                    restored, stands = self._read(epoch, like)
+                    if position:
+                        position.set_state(stands)
                 except Exception as error:  # orbax and tensorstore raise many types for damaged files
                     damaged.append(epoch)
                     warn(f"checkpoint of epoch {epoch} in {self.directory} is damaged ({first_line(error)})")
                     continue
-            for bad in damaged:
+            for bad in damaged if discard_damaged else ():
                 shutil.rmtree(self.directory / str(bad))
             self._manager.reload()
             return epoch, restored
@@ -86,14 +107,19 @@ class Checkpoints:
         """Releases orbax's threads."""
         self._manager.close()
 
-    def _read(self, epoch: int, like: State) -> State:
+    def _read(self, epoch: int, like: State) -> tuple[State, Any]:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.eval_shape(lambda: like)), digest=ocp.args.JsonRestore()
         )
         restored = self._manager.restore(epoch, args=arguments)
-        if digest(restored.state) != restored.digest["sha256"]:
+        stands = restored.digest.get("position")
+        if _seal(restored.state, stands) != restored.digest["sha256"]:
             raise ValueError("its arrays do not have the recorded SHA-256")
-        return restored.state
+        return restored.state, stands
+
+
+def _seal(state: object, position: object) -> str:
+    return hashlib.sha256(f"{digest(state)} {json.dumps(position, sort_keys=True)}".encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def random_like(params: Any) -> Any:
 def with_noise_of_step(model: Model) -> train.Loss:
     """The model's loss with noise from `NOISE` and the step, so that Keras can be given the same."""
 
-    def loss(params: train.Parameters, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(params: train.Parameters, images: Array, key: Array, step: Array) -> Any:
         return model.loss(params, images, jax.random.fold_in(NOISE, step), step)
 
     return loss
@@ -93,7 +93,7 @@ def test_the_same_weights_give_what_keras_gives(name: str, source: str) -> None:
     def ours(params: train.Parameters) -> dict[str, Array]:
         mean, log_variance = model.encode(params, images)
         z = objectives.reparameterize(NOISE, mean, log_variance)
-        loss, _ = model.loss(params, images, NOISE, jnp.asarray(0))
+        loss, _, _ = model.loss(params, images, NOISE, jnp.asarray(0))
         reconstruction = jax.nn.sigmoid(model.decode(params, z))
         return {"mean": mean, "log_variance": log_variance, "z": z, "reconstruction": reconstruction, "loss": loss}
 

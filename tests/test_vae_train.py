@@ -25,12 +25,12 @@ STEPS = 3
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 
 
-def noisy_loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
+def noisy_loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array], dict]:
     """A linear autoencoder with noise, so that the result depends on batches, keys and their order."""
     flat = images.reshape(len(images), -1)
     code = flat @ params["weights"] + 0.1 * jax.random.normal(key, (len(images), 3))
     per_example = jnp.mean((code @ params["weights"].T - flat) ** 2, axis=1)
-    return per_example, {"first_pixel": flat[:, 0]}
+    return per_example, {"first_pixel": flat[:, 0]}, {}
 
 
 def initial(seeds: int = 2) -> TrainState:
@@ -40,20 +40,22 @@ def initial(seeds: int = 2) -> TrainState:
     return jax.vmap(lambda seed: train.init_state(jax.random.key(seed), init, OPTIMIZER))(jnp.arange(seeds))
 
 
-def fit(directory: Path, epochs: int, state: TrainState | None = None, **changes) -> TrainState:
+def fit(
+    directory: Path, epochs: int, state: TrainState | None = None, loss: Callable = noisy_loss, **changes
+) -> TrainState:
+    run = train.epochs_of_images(jnp.asarray(IMAGES), batch_size=BATCH, loss=loss, optimizer=OPTIMIZER)
     settings = {
+        "examples": len(IMAGES),
         "batch_size": BATCH,
         "epochs_per_dispatch": 1,
         "epochs_per_checkpoint": 2,
-        "loss": noisy_loss,
-        "optimizer": OPTIMIZER,
         "validate": lambda params: {"loss": jnp.zeros(len(params["weights"]))},
         "checkpoints": Checkpoints(directory / "checkpoints"),
         "metrics": Metrics(directory / "metrics.jsonl"),
         "label": "model",
         **changes,
     }
-    return train.fit(initial() if state is None else state, jnp.asarray(IMAGES), epochs=epochs, **settings)
+    return train.fit(initial() if state is None else state, run, epochs=epochs, **settings)
 
 
 def test_an_epoch_sees_every_image_once_and_means_are_over_examples(tmp_path: Path) -> None:
@@ -65,8 +67,8 @@ def test_an_epoch_sees_every_image_once_and_means_are_over_examples(tmp_path: Pa
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     def order_of(state: TrainState) -> Array:
-        def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
-            return jnp.zeros(len(images)) + 0 * params["weights"].sum(), {"first": images[:, 0, 0, 0]}
+        def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array], dict]:
+            return jnp.zeros(len(images)) + 0 * params["weights"].sum(), {"first": images[:, 0, 0, 0]}, {}
 
         _, metrics = train.train_epoch(state, jnp.asarray(IMAGES), batch_size=1, loss=loss, optimizer=OPTIMIZER)
         return metrics["first"]
@@ -107,7 +109,7 @@ def test_resuming_is_bit_equal(tmp_path: Path, dispatch: int) -> None:
 def test_the_step_is_traced_once_however_long_the_training(tmp_path: Path) -> None:
     traces = 0
 
-    def counted(*arguments: Array) -> tuple[Array, dict[str, Array]]:
+    def counted(*arguments: Array) -> tuple[Array, dict[str, Array], dict]:
         nonlocal traces
         traces += 1
         return noisy_loss(*arguments)
@@ -116,10 +118,106 @@ def test_the_step_is_traced_once_however_long_the_training(tmp_path: Path) -> No
     assert traces == 1
 
 
+class Batches:
+    """Endless batches of a fixed order that know where they stand."""
+
+    def __init__(self) -> None:
+        self.next = 0
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> np.ndarray:
+        self.next += 1
+        return (np.arange(BATCH) + 5 * self.next) % len(IMAGES)
+
+    def get_state(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
+
+
+def counting_loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array], dict]:
+    """`noisy_loss` of a network with a running mean that moves by a tenth of the way, as BatchNorm's does."""
+    per_example, parts, _ = noisy_loss(params["network"]["params"], images, key, step)
+    moved = 0.9 * params["network"]["batch_stats"] + 0.1 * jnp.mean(images)
+    return per_example, parts, {"network": {"batch_stats": moved}}
+
+
+def initial_with_statistics() -> TrainState:
+    def init(key: Array) -> dict:
+        return {"network": {"params": {"weights": 0.1 * jax.random.normal(key, (16, 3))}, "batch_stats": jnp.zeros(())}}
+
+    return jax.vmap(lambda seed: train.init_state(jax.random.key(seed), init, OPTIMIZER))(jnp.arange(2))
+
+
+def fit_batches(directory: Path, epochs: int, batches: Batches, state: TrainState, resident: bool) -> TrainState:
+    images = jnp.asarray(IMAGES) if resident else None
+    read = batches if resident else PixelsOf(batches)
+    run = train.epochs_of_batches(read, STEPS, loss=counting_loss, optimizer=OPTIMIZER, images=images)
+    return train.fit(
+        state,
+        run,
+        examples=STEPS * BATCH,
+        epochs=epochs,
+        batch_size=BATCH,
+        epochs_per_dispatch=1,
+        epochs_per_checkpoint=2,
+        validate=lambda params: {"loss": jnp.zeros(2)},
+        checkpoints=Checkpoints(directory / "checkpoints"),
+        metrics=Metrics(directory / "metrics.jsonl"),
+        label="model",
+        position=batches,
+    )
+
+
+class PixelsOf:
+    """The images of batches of indices."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> "PixelsOf":
+        return self
+
+    def __next__(self) -> np.ndarray:
+        return IMAGES[next(self.batches)]
+
+
+def test_running_statistics_move_with_every_step(tmp_path: Path) -> None:
+    """By hand in float64: mean ← 0.9 mean + 0.1 mean of the batch, once a step, untouched by the optimiser."""
+    trained = fit_batches(tmp_path, 3, Batches(), initial_with_statistics(), resident=True)
+    batches, mean = Batches(), 0.0
+    for _ in range(3 * STEPS):
+        mean = 0.9 * mean + 0.1 * (IMAGES[next(batches)] / 255).mean()
+    np.testing.assert_allclose(trained.params["network"]["batch_stats"], [mean, mean], rtol=1e-5)
+
+
+def test_streamed_batches_train_as_resident_images_do(tmp_path: Path) -> None:
+    streamed, resident = (
+        fit_batches(tmp_path / str(resident), 2, Batches(), initial_with_statistics(), resident)
+        for resident in (False, True)
+    )
+    assert digest(streamed) == digest(resident)
+
+
+def test_resuming_goes_on_where_the_batches_stood(tmp_path: Path) -> None:
+    whole = fit_batches(tmp_path / "whole", 6, Batches(), initial_with_statistics(), resident=False)
+    fit_batches(tmp_path / "halves", 2, Batches(), initial_with_statistics(), resident=False)
+    batches = Batches()
+    checkpoints = Checkpoints(tmp_path / "halves" / "checkpoints")
+    restored = checkpoints.restore(initial_with_statistics(), pytest.fail, batches)
+    assert restored is not None and batches.next == 2 * STEPS
+    resumed = fit_batches(tmp_path / "halves", 6, batches, restored[1], resident=False)
+    assert digest(resumed) == digest(whole)
+    assert [int(step) for step in resumed.step] == [6 * STEPS, 6 * STEPS]
+
+
 def poisoned(at: int, value: float) -> Callable:
-    def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
-        per_example, parts = noisy_loss(params, images, key, step)
-        return jnp.where(step == at, value, per_example), parts
+    def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array], dict]:
+        per_example, parts, _ = noisy_loss(params, images, key, step)
+        return jnp.where(step == at, value, per_example), parts, {}
 
     return loss
 
@@ -138,10 +236,10 @@ def test_weights_that_become_nan_in_the_last_step_are_not_saved(tmp_path: Path) 
     """The loss of the step is finite, its gradient of 6e38 is not."""
     last = 4 * STEPS - 1
 
-    def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array]]:
-        per_example, parts = noisy_loss(params, images, key, step)
+    def loss(params: dict, images: Array, key: Array, step: Array) -> tuple[Array, dict[str, Array], dict]:
+        per_example, parts, _ = noisy_loss(params, images, key, step)
         total = params["weights"].sum()
-        return per_example + (total - jax.lax.stop_gradient(total)) * jnp.where(step == last, 3e38, 0.0) * 2, parts
+        return per_example + (total - jax.lax.stop_gradient(total)) * jnp.where(step == last, 3e38, 0.0) * 2, parts, {}
 
     with pytest.raises(UserError, match="weights became infinite or NaN at seed 0, epoch 4"):
         fit(tmp_path, 4, loss=loss)

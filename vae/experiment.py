@@ -165,13 +165,12 @@ def _train(
 
     state = train.fit(
         state,
-        images,
+        train.epochs_of_images(images, batch_size=config.batch_size, loss=model.loss, optimizer=optimizer(config)),
+        examples=len(images),
         epochs=config.epochs,
         batch_size=config.batch_size,
         epochs_per_dispatch=config.epochs_per_dispatch,
         epochs_per_checkpoint=config.epochs_per_checkpoint,
-        loss=model.loss,
-        optimizer=optimizer(config),
         validate=validate,
         checkpoints=checkpoints,
         metrics=metrics,

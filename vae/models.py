@@ -39,11 +39,11 @@ class Model:
 
     def loss(
         self, params: Parameters, images: Images, key: Key[Array, ""], step: Int[Array, ""]
-    ) -> tuple[PerExample, dict[str, PerExample]]:
+    ) -> tuple[PerExample, dict[str, PerExample], Parameters]:
         """Objective with one posterior sample per image; the autoencoder's sample is its code."""
         mean, log_variance = self.encode(params, images)
         logits = self.decode(params, objectives.reparameterize(key, mean, log_variance))
-        return self.objective(logits, images, mean, log_variance, step)
+        return *self.objective(logits, images, mean, log_variance, step), {}
 
 
 def autoencoder() -> Model:

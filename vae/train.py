@@ -1,12 +1,14 @@
-"""Training: a pure step, whole epochs of it in one compiled scan, and the loop around them.
+"""Training: a pure step, epochs of it, and the loop around them.
 
-The data stay on the device as uint8. Everything random derives from the state's key: the
-permutation of an epoch from (key, epoch), the noise of a step from (key, step). A state
-therefore determines all that follows it, and a resumed run repeats the uninterrupted one bit
-for bit on the same device.
+Small data stay on the device as uint8, and whole epochs are one compiled scan: the permutation of
+an epoch derives from (key, epoch). Large data come in batches from an iterator, and a step is one
+dispatch. In both, the noise of a step derives from (key, step). A state, together with the
+position of the iterator, therefore determines all that follows it, and a resumed run repeats the
+uninterrupted one bit for bit on the same device.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,7 +18,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt8
 
-from runtime.checkpoints import Checkpoints
+from runtime.checkpoints import Checkpoints, Position
 from runtime.errors import UserError
 from runtime.interrupts import deferred
 from runtime.progress import Progress
@@ -25,14 +27,21 @@ from runtime.run_directory import Metrics
 Parameters = dict[str, Any]
 PerExample = Float[Array, " batch"]
 
+STEPS_AHEAD = 4
+"""Steps that the host may be ahead of the device in `epochs_of_batches`."""
+
 
 class Loss(Protocol):
     """Loss of each example and its parts; images are floats in [0, 1]."""
 
     def __call__(
         self, params: Parameters, images: Float[Array, "batch h w c"], key: Key[Array, ""], step: Int[Array, ""]
-    ) -> tuple[PerExample, dict[str, PerExample]]:
-        """Returns the loss of each example, and its parts by name."""
+    ) -> tuple[PerExample, dict[str, PerExample], Parameters]:
+        """Returns the loss of each example, its parts by name, and the running statistics after it.
+
+        Statistics are branches of `params`, at most two levels deep, which the step puts in the place of the old
+        ones; networks without any give {}.
+        """
 
 
 class TrainState(NamedTuple):
@@ -98,14 +107,15 @@ def train_step(
     step_key = jax.random.fold_in(noise_key, state.step)
     count = jnp.sum(present)
 
-    def mean_loss(params: Parameters) -> tuple[Array, dict[str, Array]]:
-        per_example, parts = loss(params, normalize(images), step_key, state.step)
+    def mean_loss(params: Parameters) -> tuple[Array, tuple[dict[str, Array], Parameters]]:
+        per_example, parts, statistics = loss(params, normalize(images), step_key, state.step)
         means = {name: jnp.vdot(part, present) / count for name, part in {"loss": per_example, **parts}.items()}
-        return means["loss"], means
+        return means["loss"], (means, statistics)
 
-    gradients, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
+    gradients, (metrics, statistics) = jax.grad(mean_loss, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    params |= {part: params[part] | moved for part, moved in statistics.items()}
     return state._replace(params=params, optimizer_state=optimizer_state, step=state.step + 1), metrics
 
 
@@ -136,20 +146,29 @@ def train_epoch(
     return state._replace(epoch=state.epoch + 1), metrics
 
 
+class TrainEpochs(Protocol):
+    """Stacked states of all seeds and a number of epochs to the states after them and `train_step`'s metrics."""
+
+    def __call__(
+        self, state: TrainState, count: int
+    ) -> tuple[TrainState, Mapping[str, Float[Array | np.ndarray, "seeds epochs steps"]]]:
+        """Trains; the states that come in are donated and must not be used again."""
+
+
 def fit(
     state: TrainState,
-    images: UInt8[Array, "n h w c"],
+    run: TrainEpochs,
     *,
+    examples: int,
     epochs: int,
     batch_size: int,
     epochs_per_dispatch: int,
     epochs_per_checkpoint: int,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
     validate: Callable[[Parameters], Mapping[str, Float[Array, " seeds"]]],
     checkpoints: Checkpoints,
     metrics: Metrics,
     label: str,
+    position: Position | None = None,
 ) -> TrainState:
     """Trains all seeds of a stacked state at once until `epochs`, from wherever the state stands.
 
@@ -159,33 +178,32 @@ def fit(
 
     Args:
         state: States of all seeds, each leaf with a leading axis of seeds.
-        images: Pixels 0…255, on the device, shared by all seeds.
+        run: What trains some epochs: `epochs_of_images` or `epochs_of_batches`.
+        examples: Examples an epoch.
         epochs: Epoch at which training ends.
         batch_size: Examples a step.
         epochs_per_dispatch: Epochs in one compiled call.
         epochs_per_checkpoint: Epochs between checkpoints and held-out losses; a multiple of the former.
-        loss: Loss of each example.
-        optimizer: Optax transformation.
         validate: Stacked parameters to held-out metrics, one number a seed.
         checkpoints: Where states are written.
         metrics: Where a row an epoch and seed is written.
         label: Name of the model in metrics and messages.
+        position: The iterator that `run` takes batches from, where there is one: its position is part of checkpoints.
 
     Raises:
         UserError: The loss became NaN or infinite; the message has the step and the last good checkpoint.
         Interrupted: SIGINT or SIGTERM came; the state had been written first.
     """
-    run = epochs_of_all_seeds(batch_size=batch_size, loss=loss, optimizer=optimizer)
     epoch = int(state.epoch[0])
     saved = epoch
     seeds = len(state.epoch)
-    waiting: tuple[int, dict[str, Array]] | None = None
-    with deferred() as pending, Progress(label, epochs, epoch, len(images) * seeds) as progress:
+    waiting: tuple[int, Mapping[str, Any]] | None = None
+    with deferred() as pending, Progress(label, epochs, epoch, examples * seeds) as progress:
 
-        def arrive(last: int, fetched: Mapping[str, Array]) -> None:
+        def arrive(last: int, fetched: Mapping[str, Any]) -> None:
             values = jax.device_get(fetched)
             _raise_if_not_finite(values["loss"], last, label, saved)
-            means = {name: _epoch_means(value, len(images), batch_size) for name, value in values.items()}
+            means = {name: _epoch_means(value, examples, batch_size) for name, value in values.items()}
             rate = progress.update(last, float(means["loss"][:, -1].mean()))
             first = last - means["loss"].shape[1] + 1
             for offset in range(means["loss"].shape[1]):
@@ -197,7 +215,7 @@ def fit(
 
         while epoch < epochs:
             count = min(epochs_per_dispatch, epochs - epoch)
-            state, dispatched = run(state, images, count)
+            state, dispatched = run(state, count)
             if waiting:
                 arrive(*waiting)
             epoch, waiting = epoch + count, (epoch + count, dispatched)
@@ -208,27 +226,64 @@ def fit(
                 for name, value in validate(state.params).items():
                     for seed, number in enumerate(np.asarray(value)):
                         metrics.append({"model": label, "epoch": epoch, "seed": seed, f"test_{name}": float(number)})
-                checkpoints.save(epoch, state)
+                checkpoints.save(epoch, state, position)
                 saved = epoch
             pending.raise_if_set()
     return state
 
 
-def epochs_of_all_seeds(
-    *, batch_size: int, loss: Loss, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Array, int], tuple[TrainState, dict[str, Float[Array, "seeds epochs steps"]]]]:
-    """What `fit` dispatches: stacked states, images and a number of epochs to states and metrics, compiled.
+def epochs_of_images(
+    images: UInt8[Array, "n h w c"], *, batch_size: int, loss: Loss, optimizer: optax.GradientTransformation
+) -> TrainEpochs:
+    """Epochs over images that are on the device and shared by all seeds: one dispatch for all of a call's epochs."""
 
-    The states are donated: their memory is reused, and they must not be used again.
-    """
-
+    @partial(jax.jit, static_argnums=2, donate_argnums=0)
+    @partial(jax.vmap, in_axes=(0, None, None))
     def train_epochs(state: TrainState, images: Array, count: int) -> tuple[TrainState, dict[str, Array]]:
         def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
             return train_epoch(state, images, batch_size=batch_size, loss=loss, optimizer=optimizer)
 
         return jax.lax.scan(body, state, None, length=count)
 
-    return jax.jit(jax.vmap(train_epochs, in_axes=(0, None, None)), static_argnums=2, donate_argnums=0)
+    return lambda state, count: train_epochs(state, images, count)
+
+
+def epochs_of_batches(
+    batches: Iterator[np.ndarray],
+    steps: int,
+    *,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    images: UInt8[Array, "n h w c"] | None = None,
+) -> TrainEpochs:
+    """Epochs of `steps` batches each, shared by all seeds: one dispatch a step.
+
+    Args:
+        batches: Endless, all of one size: pixels 0…255, or indices into `images`.
+        steps: Batches that count as an epoch.
+        loss: Loss of each example.
+        optimizer: Optax transformation.
+        images: All images, on the device, where batches are indices.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.vmap, in_axes=(0, None, None))
+    def step(state: TrainState, batch: Array, images: Array | None) -> tuple[TrainState, dict[str, Array]]:
+        pixels = batch if images is None else images[batch]
+        return train_step(state, pixels, jnp.ones(len(batch)), loss=loss, optimizer=optimizer)
+
+    def run(state: TrainState, count: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        dispatched: list[Any] = []
+        for index in range(count * steps):
+            state, metrics = step(state, next(batches), images)
+            dispatched.append(metrics)
+            if index >= STEPS_AHEAD:
+                dispatched[index - STEPS_AHEAD] = jax.device_get(dispatched[index - STEPS_AHEAD])
+        columns = jax.tree.map(lambda *step_means: np.stack(step_means, axis=1), *jax.device_get(dispatched))
+        metrics = {name: column.reshape(len(column), count, steps) for name, column in columns.items()}
+        return state._replace(epoch=state.epoch + count), metrics
+
+    return run
 
 
 def normalize(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
