@@ -27,7 +27,7 @@ CLASSIC_MOVEMENT = 0.08
 CLASSIC_POSITIVES = 10_000
 PROPENSITY_FLOOR = 0.02
 
-Latents = Float[Array, "n latent"]
+Latents = Float[Array | np.ndarray, "n latent"]
 Vectors = Float[np.ndarray, "attributes latent"]
 Batch = tuple[UInt8[np.ndarray, "n h w c"], Int8[np.ndarray, "n attributes"], Float[np.ndarray, "n attributes"]]
 Rule = Literal["all", "stderr", "classic"]
@@ -156,7 +156,8 @@ def inverse_propensity_weights(attributes: Int8[np.ndarray, "n attributes"]) -> 
 
 
 def _varying_in(attributes: Int8[np.ndarray, "n attributes"]) -> Bool[np.ndarray, " attributes"]:
-    return (attributes > 0).any(axis=0) & (attributes <= 0).any(axis=0)
+    has = attributes > 0
+    return np.asarray(has.any(axis=0) & ~has.all(axis=0))
 
 
 def orthogonal_to(direction: Float[np.ndarray, " latent"], others: Vectors) -> Float[np.ndarray, " latent"]:

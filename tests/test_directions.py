@@ -141,6 +141,33 @@ def test_balanced_directions_are_clean_where_raw_ones_are_entangled() -> None:
     assert abs(directions.cosines(balanced.vectors)[0, 1]) < 0.1 < 0.7 < directions.cosines(raw.vectors)[0, 1]
 
 
+def test_attributes_that_exclude_one_another_do_not_hide_the_others() -> None:
+    """Blond and black hair exclude one another, and blond goes with pale skin: its direction must not point to pale."""
+    generator = np.random.default_rng(0)
+    tone, own = generator.standard_normal((2, 40_000))
+    skin = 0.7 * tone + 0.714 * own
+    attributes = np.where(np.stack([tone > 0.5, tone < -0.5, skin > 0], axis=1), 1, -1).astype(np.int8)
+    images = generator.standard_normal((len(tone), LATENT)).astype(np.float32)
+    images[:, 0] += attributes[:, 0]
+    images[:, 2] += attributes[:, 2]
+    raw, balanced = (
+        find(images, attributes, weights=weights).vector("first")
+        for weights in (None, directions.inverse_propensity_weights(attributes))
+    )
+    assert raw[2] > 0.3
+    assert abs(balanced[2]) < 0.03
+
+
+def test_directions_of_some_names_are_called_by_others() -> None:
+    images, attributes = population(900)
+    attributes[:, 1] = 1
+    found = find(images, attributes)
+    some = found.of({"third": "c", "second": "b"})
+    assert some.names == ("c",) and some.left_out == ("b",)
+    np.testing.assert_array_equal(some.vector("c"), found.vector("third"))
+    assert some.n_positive[0] == (attributes[:, 2] > 0).sum()
+
+
 def test_weights_of_independent_or_constant_attributes_are_one() -> None:
     _, attributes = population(20_000)
     np.testing.assert_allclose(directions.inverse_propensity_weights(attributes), 1, atol=0.05)

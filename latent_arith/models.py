@@ -1,0 +1,130 @@
+"""The face VAE as a bundle of pure functions: both networks and the objective put together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, Key, UInt8
+
+from latent_arith import nets
+from vae import objectives
+from vae.train import Parameters, normalize
+
+PIXELS = 128 * 128 * 3
+CHUNK = 50  # images encoded or decoded at once
+
+PerExample = Float[Array, " batch"]
+Images = Float[Array, "batch 128 128 3"]
+Latents = Float[Array, "batch latent"]
+Encode = Callable[[UInt8[np.ndarray, "n 128 128 3"]], Float[np.ndarray, "n latent"]]
+Decode = Callable[[Float[np.ndarray, "n latent"]], UInt8[np.ndarray, "n 128 128 3"]]
+
+
+@dataclass(frozen=True)
+class FaceVae:
+    """Encoder, decoder and loss as functions of parameters; images are floats in [0, 1].
+
+    Attributes:
+        dropout: Share of the activations that is dropped in training.
+        reconstruction_weight: Weight of the binary cross-entropy, which is a mean over pixels, against the KL.
+    """
+
+    dropout: float = 0.25
+    reconstruction_weight: float = 10_000.0
+
+    def init(self, key: Key[Array, ""]) -> Parameters:
+        """Variables of both networks, `params` and `batch_stats` of each."""
+        encoder_key, decoder_key = jax.random.split(key)
+        return {
+            "encoder": nets.Encoder().init(encoder_key, jnp.zeros((1, 128, 128, 3)), train=False),
+            "decoder": nets.Decoder().init(decoder_key, jnp.zeros((1, nets.LATENT_DIM)), train=False),
+        }
+
+    def encode(self, params: Parameters, images: Images) -> tuple[Latents, Latents]:
+        """Mean and log variance of the posterior, with running statistics and without dropout."""
+        mean_and_log_variance: Any = nets.Encoder().apply(params["encoder"], images, train=False)
+        return mean_and_log_variance
+
+    def decode(self, params: Parameters, latents: Latents) -> Images:
+        """Logits of pixels, with running statistics and without dropout."""
+        logits: Any = nets.Decoder().apply(params["decoder"], latents, train=False)
+        return logits
+
+    def loss(
+        self, params: Parameters, images: Images, key: Key[Array, ""], step: Int[Array, ""]
+    ) -> tuple[PerExample, dict[str, PerExample], Parameters]:
+        """Weight · cross-entropy (mean over pixels and channels) + KL (sum over latent dimensions), of one sample.
+
+        BatchNorm and Dropout are active here and nowhere else. The trap is a training step that calls the networks as
+        one calls them to encode: then both are inert, and the moving mean stays exactly 0 (see `nets`). So the
+        statistics that come back as the third value have moved.
+        """
+        del step
+        noise_key, encoder_key, decoder_key = jax.random.split(key, 3)
+        (mean, log_variance), encoder = nets.Encoder(self.dropout).apply(
+            params["encoder"], images, train=True, rngs={"dropout": encoder_key}, mutable=["batch_stats"]
+        )
+        latents = objectives.reparameterize(noise_key, mean, log_variance)
+        logits, decoder = nets.Decoder(self.dropout).apply(
+            params["decoder"], latents, train=True, rngs={"dropout": decoder_key}, mutable=["batch_stats"]
+        )
+        reconstruction = objectives.binary_cross_entropy(logits, images) / PIXELS
+        kl = jnp.sum(objectives.gaussian_kl(mean, log_variance), axis=-1)
+        total = self.reconstruction_weight * reconstruction + kl
+        return total, {"reconstruction": reconstruction, "kl": kl}, {"encoder": encoder, "decoder": decoder}
+
+
+def equivalent_beta(reconstruction_weight: float) -> float:
+    """β of a β-VAE, whose cross-entropy is summed over pixels, with the same minimum: pixels / weight."""
+    return PIXELS / reconstruction_weight
+
+
+def encoder(params: Parameters) -> Encode:
+    """Function from pixels 0…255 to posterior means, compiled for one size of batch and used for any."""
+    return lambda images: _in_chunks(partial(_posterior_means, params), images)
+
+
+def decoder(params: Parameters) -> Decode:
+    """Function from latents to pixels 0…255, compiled for one size of batch and used for any."""
+    return lambda latents: _in_chunks(partial(_pixels, params), latents)
+
+
+@jax.jit
+def held_out_losses(
+    params: Parameters, images: UInt8[Array, "n 128 128 3"], key: Key[Array, ""], reconstruction_weight: float
+) -> dict[str, Float[Array, ""]]:
+    """Means of the loss and its parts over images that were not trained on, with one posterior sample of each."""
+    model = FaceVae()
+
+    def one(pair: tuple[Array, Array]) -> dict[str, Array]:
+        pixels = normalize(pair[0])[None]
+        mean, log_variance = model.encode(params, pixels)
+        logits = model.decode(params, objectives.reparameterize(pair[1], mean, log_variance))
+        reconstruction = objectives.binary_cross_entropy(logits, pixels) / PIXELS
+        kl = jnp.sum(objectives.gaussian_kl(mean, log_variance), axis=-1)
+        return {"loss": reconstruction_weight * reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+    each = jax.lax.map(one, (images, jax.random.split(key, len(images))), batch_size=CHUNK)
+    return {name: jnp.mean(values) for name, values in each.items()}
+
+
+@jax.jit
+def _posterior_means(params: Parameters, images: UInt8[Array, "chunk 128 128 3"]) -> Latents:
+    return FaceVae().encode(params, normalize(images))[0]
+
+
+@jax.jit
+def _pixels(params: Parameters, latents: Latents) -> UInt8[Array, "chunk 128 128 3"]:
+    return jnp.round(jax.nn.sigmoid(FaceVae().decode(params, latents)) * 255).astype(jnp.uint8)
+
+
+def _in_chunks(function: Callable[[np.ndarray], Array], rows: np.ndarray) -> np.ndarray:
+    """Results of `function` for all rows, from calls on `CHUNK` rows each; the last is filled up with zeros."""
+    filled = np.pad(rows, ((0, -len(rows) % CHUNK), *((0, 0),) * (rows.ndim - 1)))
+    results = [function(filled[start : start + CHUNK]) for start in range(0, len(filled), CHUNK)]
+    return np.concatenate(jax.device_get(results))[: len(rows)]

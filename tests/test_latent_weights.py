@@ -1,0 +1,117 @@
+"""Weights of the face VAE from files: ours, and a checkpoint as TensorFlow 2's Keras writes it."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import pytest
+
+from latent_arith import models, weights
+from latent_arith.models import FaceVae
+from runtime.checkpoints import Checkpoints, digest
+from runtime.errors import UserError
+from runtime.run_directory import read_npz, write_npz
+from tests.oracles import keras_face_vae
+from vae import train
+
+pytestmark = pytest.mark.lenient
+MADE = Path(__file__).parent / "data" / "keras"  # by make_face_vae.py there
+ARCHIVE = MADE / "face_vae.tar.gz"
+MD5 = hashlib.md5(ARCHIVE.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def params() -> train.Parameters:
+    return jax.tree.map(np.asarray, FaceVae().init(jax.random.key(0)))
+
+
+def test_a_tensorflow_checkpoint_decodes_to_the_images_of_keras() -> None:
+    """tf-keras wrote the checkpoint and computed what to expect."""
+    expected = np.load(MADE / "face_vae_expected.npz")
+    loaded = weights.load(ARCHIVE, MD5)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3)), jnp.float32) / 255
+    decoded = jax.nn.sigmoid(FaceVae().decode(loaded, expected["latents"]))[:, 3::8, 5::8]
+    np.testing.assert_allclose(decoded, expected["decoded"], atol=1e-5)
+    for ours, theirs in zip(FaceVae().encode(loaded, images), ("mean", "log_variance"), strict=True):
+        np.testing.assert_allclose(ours, expected[theirs], atol=1e-5 * np.abs(expected[theirs]).max())
+
+
+def test_what_is_saved_is_loaded(params: train.Parameters, tmp_path: Path) -> None:
+    weights.save(tmp_path / "latent_arith" / weights.WEIGHTS, params)
+    for path in (tmp_path, tmp_path / "latent_arith", tmp_path / "latent_arith" / weights.WEIGHTS):
+        assert digest(weights.load(path)) == digest(params)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, on NumPy 2
+@pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
+def test_keras_3_models_are_loaded(params: train.Parameters, name: str, tmp_path: Path) -> None:
+    """Names of layers, moving statistics and all, through Keras's own file."""
+    built = keras_face_vae.build()
+    keras_face_vae.to_keras(params, built)
+
+    class Autoencoder(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = built["encoder"], built["decoder"]
+
+        def call(self, images: np.ndarray) -> np.ndarray:
+            return self.decoder(self.encoder(images)[0])
+
+    model = Autoencoder()
+    with keras_face_vae.lenient():
+        model(np.zeros((1, 128, 128, 3), np.float32))
+        (model.save if name.endswith(".keras") else model.save_weights)(tmp_path / name)
+    assert digest(weights.load(tmp_path / name)) == digest(params)
+
+
+def test_a_training_that_goes_on_lends_its_newest_checkpoint(tmp_path: Path) -> None:
+    optimizer = train.adam(5e-4, 1e-7)
+    state = jax.vmap(lambda key: train.init_state(key, FaceVae().init, optimizer))(jax.random.key(3)[None])
+    checkpoints = Checkpoints(tmp_path / weights.CHECKPOINTS)
+    checkpoints.save(2, state)
+    checkpoints.close()
+    first = jax.tree.map(lambda leaf: np.asarray(leaf[0]), state.params)
+    assert digest(weights.load(tmp_path)) == digest(first)
+
+
+def test_encoder_and_decoder_take_any_number_of_rows(params: train.Parameters) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (models.CHUNK + 3, 128, 128, 3), dtype=np.uint8)
+    means = models.encoder(params)(images)
+    assert means.shape == (models.CHUNK + 3, 200)
+    np.testing.assert_array_equal(models.encoder(params)(images[models.CHUNK :]), means[models.CHUNK :])
+    expected, _ = FaceVae().encode(params, jnp.asarray(images[-2:], jnp.float32) / 255)
+    np.testing.assert_allclose(means[-2:], expected, atol=1e-5)
+    pixels = models.decoder(params)(means[:2])
+    expected = jax.nn.sigmoid(FaceVae().decode(params, jnp.asarray(means[:2]))) * 255
+    assert pixels.dtype == np.uint8 and np.abs(pixels - np.asarray(expected)).max() < 0.51
+
+
+def mistakes(params: train.Parameters, directory: Path) -> dict[str, tuple[Path, str]]:
+    weights.save(directory / "good.npz", params)
+    arrays = read_npz(directory / "good.npz")
+    write_npz(directory / "missing.npz", {name: a for name, a in arrays.items() if name != "encoder/mu/bias"})
+    write_npz(directory / "extra.npz", {**arrays, "encoder/encoder_conv_4/kernel": np.zeros((3, 3, 64, 64))})
+    write_npz(directory / "shape.npz", {**arrays, "encoder/mu/bias": np.zeros(128)})
+    return {
+        "absent": (directory / "absent.npz", "absent.npz is missing"),
+        "missing": (directory / "missing.npz", "encoder/params/mu/bias: missing"),
+        "extra": (directory / "extra.npz", "encoder/encoder_conv_4/kernel of shape (3, 3, 64, 64) has 0 places"),
+        "shape": (directory / "shape.npz", "encoder/mu/bias has shape (128,), expected (200,)"),
+        "other": (MADE / "keras.tar.xz", "expected HDF5"),
+    }
+
+
+@pytest.mark.parametrize("mistake", ["absent", "missing", "extra", "shape", "other"])
+def test_a_wrong_file_is_told_in_one_line(mistake: str, params: train.Parameters, tmp_path: Path) -> None:
+    path, message = mistakes(params, tmp_path)[mistake]
+    with pytest.raises(UserError) as caught:
+        weights.load(path)
+    assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_a_wrong_md5_is_told() -> None:
+    with pytest.raises(UserError, match="MD5"):
+        weights.load(ARCHIVE, "0" * 32)
