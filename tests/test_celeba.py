@@ -1,15 +1,24 @@
-"""A folder in CelebA's layout: what is read, what is kept, and every way in which it can be wrong."""
+"""CelebA as a folder and as TFDS prepares it: what is read, what is kept, and every way in which it can be wrong."""
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from latent_arith import celeba
-from latent_arith.celeba import open_celeba, read_table
+from latent_arith import celeba, directions
+from latent_arith.batches import in_order
+from latent_arith.celeba import CelebA, open_celeba, open_tfds, read_table
+from latent_arith.faces import ATTRIBUTES, faces
 from runtime.errors import UserError
+from tests.test_vae_data import block_tensorflow
 
 COUNT = 11
 NAMES = ("Smiling", "Eyeglasses", "Bangs")
@@ -69,33 +78,48 @@ def test_later_starts_decode_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
     first = open_celeba(folder, folder / "cache")
     monkeypatch.setattr(celeba, "_decode", pytest.fail)
     again = open_celeba(folder, folder / "cache")
-    assert again.sha256 == first.sha256
+    assert again.describe() == first.describe()
+    assert first.describe() == json.loads(json.dumps(first.describe()))
+    assert first.describe() == {
+        "source": f"celeba:{folder}",
+        "images": COUNT,
+        "sha256": first.sha256,
+        "skipped": {},
+    }
     np.testing.assert_array_equal(again[:], first[:])
 
 
 def test_an_interrupted_preparation_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_resumption(lambda cache: open_celeba(folder, folder / cache), monkeypatch)
+
+
+def check_resumption(opened: Callable[[str], CelebA], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupts the second of three chunks; what comes after decodes that and the third and ends as if nothing was."""
     decode, decoded = celeba._decode, []
 
-    def failing(path: Path) -> np.ndarray | str:
-        decoded.append(path.name)
-        if path.name == IDS[6]:
+    def noted(encoded: Path | bytes) -> np.ndarray | str:
+        decoded.append(encoded)
+        return decode(encoded)
+
+    whole = opened("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(celeba, "_decode", noted)
+        opened("noted")
+    seventh = decoded[6]
+
+    def failing(encoded: Path | bytes) -> np.ndarray | str:
+        if encoded == seventh:
             raise KeyboardInterrupt
-        return decode(path)
+        return decode(encoded)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(celeba, "_decode", failing)
-        open_celeba(folder, folder / "cache")
-    assert IDS[0] in decoded
-
-    def noted(path: Path) -> np.ndarray | str:
-        decoded.append(path.name)
-        return decode(path)
-
+        opened("cache")
+    every = decoded.copy()
     decoded.clear()
     monkeypatch.setattr(celeba, "_decode", noted)
-    resumed = open_celeba(folder, folder / "cache")
-    assert sorted(decoded) == sorted(IDS[4:])
-    whole = open_celeba(folder, folder / "other")
+    resumed = opened("cache")
+    assert set(decoded) == set(every) - set(every[:4]) and len(decoded) == COUNT - 4
     np.testing.assert_array_equal(resumed[:], whole[:])
     assert resumed.sha256 == whole.sha256
 
@@ -166,3 +190,201 @@ def test_a_csv_table_without_its_header_is_told(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text(csv_table().replace("image_id", "id"))
     with pytest.raises(UserError, match="line 1 begins with 'id,Smiling,Eyeglasse', expected image_id,NAME"):
         read_table(tmp_path / "table.csv")
+
+
+PREPARE = """
+import io, json, sys
+import tensorflow_datasets as tfds
+
+def examples(self, rows):
+    features = self.info.features
+    for row in rows:
+        yield row, {
+            "image": io.BytesIO(open(f"{SOURCE}/{row}.jpg", "rb").read()),
+            "attributes": {name: (row >> bit) % 2 == 1 for bit, name in enumerate(features["attributes"])},
+            "landmarks": dict.fromkeys(features["landmarks"], 0),
+            "identity": dict.fromkeys(features["identity"], row),
+        }
+
+def splits(self, dl_manager):
+    return {split: examples(self, rows) for split, rows in SPLITS.items()}
+
+SPLITS = {"validation": range(6, 9), "test": range(9, 11), "train": range(6)}
+builder = tfds.builder_cls("celeb_a")
+builder._split_generators = splits
+for SOURCE, target in (sys.argv[1:3], sys.argv[3:5]):
+    builder(data_dir=target, file_format="array_record").download_and_prepare()
+"""
+
+
+@pytest.fixture(scope="module")
+def tfds_directories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Data of TFDS's own builder `celeb_a`, sound and with two bad images, and a folder of the sound JPEGs.
+
+    Of the builder only the download is replaced, in a process of its own. Attribute k of image i is bit k of i.
+    """
+    root = tmp_path_factory.mktemp("tfds")
+    for name in ("sound", "bad"):
+        (root / name).mkdir()
+        for row in range(COUNT):
+            Image.fromarray(picture(row)).save(root / name / f"{row}.jpg", quality=95)
+    Image.fromarray(picture(2)[..., 0]).save(root / "bad" / "2.jpg")
+    (root / "bad" / "9.jpg").write_bytes((root / "sound" / "9.jpg").read_bytes()[:700])
+    command = [sys.executable, "-c", PREPARE]
+    command += [str(root / name) for name in ("sound", "sound_tfds", "bad", "bad_tfds")]
+    subprocess.run(command, check=True, capture_output=True)
+    return root / "sound_tfds", root / "bad_tfds", root / "sound"
+
+
+def numbers_of(faces: CelebA) -> list[int]:
+    """Which image each row is, from its attributes."""
+    return [sum(1 << bit for bit in range(4) if row[bit] > 0) for row in faces.table.values]
+
+
+def test_tfds_gives_the_table_and_the_pixels_of_the_folder(
+    tfds_directories: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, _, jpegs = tfds_directories
+    monkeypatch.setenv("TFDS_DATA_DIR", str(sound))
+    block_tensorflow(monkeypatch)
+    faces = open_tfds("", tmp_path / "cache")
+    ids = [
+        f"{split}-{row:06d}" for split, count in (("train", 6), ("validation", 3), ("test", 2)) for row in range(count)
+    ]
+    assert faces.table.ids == tuple(ids) and len(faces.table.names) == 40 and "Smiling" in faces.table.names
+    numbers = numbers_of(faces)
+    assert [sorted(numbers[:6]), sorted(numbers[6:9]), sorted(numbers[9:])] == [[*range(6)], [6, 7, 8], [9, 10]]
+    expected = [[1 if number >> bit & 1 else -1 for bit in range(40)] for number in numbers]
+    np.testing.assert_array_equal(faces.table.values, np.asarray(expected, np.int8))
+
+    folder = tmp_path / "folder"
+    shutil.copytree(jpegs, folder / "img_align_celeba")
+    rows = [f"{number}.jpg {' '.join(map(str, row))}" for number, row in zip(numbers, expected, strict=True)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join([str(COUNT), " ".join(faces.table.names), *rows]))
+    same = open_celeba(folder, tmp_path / "cache")
+    np.testing.assert_array_equal(faces[:], same[:])
+    np.testing.assert_array_equal(faces.table.values, same.table.values)
+    assert faces.sha256 == same.sha256 and (faces.source, same.source) == ("tfds", f"celeba:{folder}")
+
+
+def test_tfds_in_the_order_of_its_own_reader(
+    tfds_directories: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_directories[0]))
+    read = tfds.data_source("celeb_a", data_dir=tfds_directories[0], decoders={"image": tfds.decode.SkipDecoding()})
+    records = [record for split in ("train", "validation", "test") for record in read[split]]
+    faces = open_tfds("celeb_a", tmp_path)
+    assert numbers_of(faces) == [record["identity"]["Identity_No"] for record in records]
+    for name, column in zip(faces.table.names, faces.table.values.T, strict=True):
+        assert [record["attributes"][name] for record in records] == (column > 0).tolist()
+    assert faces.source == "tfds:celeb_a"
+
+
+def test_later_starts_from_tfds_read_no_record(
+    tfds_directories: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_directories[0]))
+    first = open_tfds("", tmp_path)
+    monkeypatch.setattr(tf_example_pb2, "Example", None)
+    again = open_tfds("", tmp_path)
+    assert again.describe() == first.describe() and again.table.ids == first.table.ids
+    np.testing.assert_array_equal(again.table.values, first.table.values)
+
+
+def test_an_interrupted_preparation_from_tfds_goes_on(
+    tfds_directories: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_directories[0]))
+    monkeypatch.setattr(celeba.os, "cpu_count", lambda: 1)  # so that images are noted in order
+    check_resumption(lambda cache: open_tfds("", tmp_path / cache), monkeypatch)
+
+
+def test_bad_images_of_tfds_are_named_unless_they_are_skipped(
+    tfds_directories: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, bad, _ = tfds_directories
+    monkeypatch.setenv("TFDS_DATA_DIR", str(sound))
+    whole = open_tfds("", tmp_path)
+    numbers = numbers_of(whole)
+    names = {number: whole.table.ids[numbers.index(number)] for number in (2, 9)}
+    monkeypatch.setenv("TFDS_DATA_DIR", str(bad))
+    with pytest.raises(UserError, match=rf"2\.1\.0/{names[2]}: has mode L, expected RGB; 2 of 11 images are bad"):
+        open_tfds("", tmp_path)
+    faces = open_tfds("", tmp_path, skip_bad=True)
+    assert set(faces.skipped) == set(names.values()) and "cannot be decoded" in faces.skipped[names[9]]
+    kept = [row for row, number in enumerate(numbers) if number not in (2, 9)]
+    assert numbers_of(faces) == [numbers[row] for row in kept]
+    np.testing.assert_array_equal(faces[:], whole[kept])
+
+
+def test_a_tfds_directory_that_is_damaged_or_of_another_format_is_told(
+    tfds_directories: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = tmp_path / "celeb_a" / "2.1.0"
+    shutil.copytree(tfds_directories[0] / "celeb_a" / "2.1.0", version)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    (train,) = version.glob("*train.array_record*")
+    content = train.read_bytes()
+    for damaged in (content[:1000], content[:5000] + bytes(20_000) + content[25_000:]):
+        train.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"2\.1\.0: split 'train\+validation\+test' cannot be read \(.*prepare it anew"
+        ):
+            open_tfds("", tmp_path / "cache")
+        assert not (tmp_path / "cache").exists()
+    info = version / "dataset_info.json"
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    for path in version.glob("*array_record*"):
+        path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
+    with pytest.raises(UserError, match=r"is in tfrecord format.*`tfds build celeb_a --file_format=array_record`"):
+        open_tfds("", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", r"celeb_a is not prepared under .*; preparing it needs TensorFlow: pip install"),
+        ("nonesuch", "nonesuch .*: no such data set; expected e.g. celeb_a"),
+        ("cifar10", r"cifar10 has features .*'label'\] and images \(32, 32, 3\), expected image .* and attributes"),
+        ("imdb_reviews", "has features .* and images None"),
+    ],
+)
+def test_a_tfds_name_that_is_unsuitable_is_told(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    block_tensorflow(monkeypatch)
+    with pytest.raises(UserError, match=message):
+        open_tfds(name, tmp_path / "cache")
+
+
+def test_directions_from_jpegs_are_those_of_the_renders_but_for_the_loss(tmp_path: Path) -> None:
+    """The encoder is linear, so the error of a mean latent is the encoded mean of the errors of pixels."""
+    images, attributes = (np.asarray(part) for part in faces(jax.random.key(0), jnp.arange(128))[:2])
+    (tmp_path / "img_align_celeba").mkdir()
+    for name, image in zip(ids := [f"{row}.jpg" for row in range(128)], images, strict=True):
+        Image.fromarray(image).save(tmp_path / "img_align_celeba" / name, quality=95)
+    rows = [f"{name} {' '.join(map(str, row))}" for name, row in zip(ids, attributes, strict=True)]
+    (tmp_path / "list_attr_celeba.txt").write_text("\n".join(["128", " ".join(ATTRIBUTES), *rows]))
+    read = open_celeba(tmp_path, tmp_path / "cache")
+    projection = np.random.default_rng(0).standard_normal((128 * 128 * 3, 32), np.float32) / 222
+
+    def encode(batch: np.ndarray) -> np.ndarray:
+        return batch.reshape(len(batch), -1).astype(np.float32) / 255 @ projection
+
+    def found(source: object) -> directions.Directions:
+        weights = np.ones(attributes.shape, np.float32)
+        return directions.find(encode, in_order(source, np.arange(128), 50, attributes, weights), ATTRIBUTES)
+
+    rendered, from_disk = found(images), found(read)
+    error = encode(read[:]) - encode(images)
+    for name, unit, length in zip(rendered.names, rendered.vectors, rendered.distances, strict=True):
+        has = attributes[:, ATTRIBUTES.index(name)] > 0
+        ratio = np.linalg.norm(error[has].mean(axis=0) - error[~has].mean(axis=0)) / length
+        cosine = float(unit @ from_disk.vector(name))
+        assert ratio < 0.15  # the loss of JPEG, which halves the resolution of colour
+        assert cosine >= np.sqrt(1 - ratio**2) - 1e-6

@@ -8,14 +8,11 @@ form in `open_dataset`.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import gzip
 import hashlib
-import importlib
 import io
 import math
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +21,8 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from runtime.errors import UserError, first_line
+from runtime.errors import UserError
+from runtime.tfds import prepared_builder, reading
 
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
@@ -135,57 +133,26 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 def read_tfds(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
     """Reads a data set with TensorFlow Datasets, as `tfds.data_source` does, and prepares it if need be.
 
-    Reading needs no TensorFlow, because the format is array_record; preparing does, to encode images as PNG.
     PNGs are decoded here, since the decoder of TFDS warns whenever OpenCV is absent.
 
     Args:
-      argument: name of the data set, "" for "mnist". It is looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      argument: name of the data set, "" for "mnist".
 
     Returns:
       Its splits "train" and "test", in the order of the files.
     """
-    try:
-        import tensorflow_datasets as tfds
-        from PIL import Image
-    except ImportError as error:
-        raise UserError(f'tfds: cannot be imported ({error}): pip install -e ".[tfds]"') from error
-    name = argument or "mnist"
-    # TFDS reads the variable once, when it is imported; here it counts at the time of the call.
-    data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:
-        problem = "no such data set" if isinstance(error, tfds.core.DatasetNotFoundError) else first_line(error)
-        raise UserError(f"tfds: {name} ({data_dir}): {problem}; expected e.g. mnist, fashion_mnist, kmnist") from error
-    features = builder.info.features or {}
-    shape = features["image"].shape if "image" in features else None
-    if shape != IMAGE_SHAPE or "label" not in features:
-        raise UserError(
-            f"tfds: {name} has features {sorted(features)} and images {shape}, expected image {IMAGE_SHAPE} and label"
-        )
-    if not (Path(builder.data_path).is_dir() and builder.is_prepared()):  # the latter warns where there is nothing
-        _prepare_tfds(builder, name, data_dir)
-    path = Path(builder.data_path)
-    decoders = {"image": tfds.decode.SkipDecoding()}
+    builder = prepared_builder(argument or "mnist", "mnist, fashion_mnist, kmnist", _check_features)
+    from PIL import Image
+    from tensorflow_datasets import decode
+
     parts = []
     for split in ("train", "test"):
-        try:
-            examples = builder.as_data_source(split=split, decoders=decoders)
+        with reading(builder, split):
+            examples = builder.as_data_source(split=split, decoders={"image": decode.SkipDecoding()})
             records = examples.__getitems__(list(range(len(examples))))
             images = np.array([np.asarray(Image.open(io.BytesIO(record["image"]))) for record in records])
-        except NotImplementedError as error:
-            found = builder.info.file_format.value
-            right = f"tfds build {name} --file_format=array_record"
-            raise UserError(
-                f"tfds: {path} is in {found} format, random access needs array_record: "
-                f"delete it or set TFDS_DATA_DIR to another directory, then run `{right}`"
-            ) from error
-        except Exception as error:  # its readers, in C++, raise several kinds for a damaged file
-            raise UserError(
-                f"tfds: {path}: split {split!r} cannot be read ({first_line(error)}); delete it to prepare it anew"
-            ) from error
         labels = np.array([record["label"] for record in records])
-        parts.append(checked(images[..., None], labels, f"tfds: {path} split {split!r}"))
+        parts.append(checked(images[..., None], labels, f"tfds: {builder.data_path} split {split!r}"))
     return parts[0], parts[1]
 
 
@@ -223,23 +190,14 @@ def _read_at_most(file: BinaryIO, limit: int) -> bytes:
     return bytes(blocks)
 
 
-def _prepare_tfds(builder: Any, name: str, data_dir: Path) -> None:
-    try:  # before TFDS downloads anything; it forgets to require the second on Python 3.9 and later
-        importlib.import_module("tensorflow")
-        importlib.import_module("importlib_resources")
-    except ImportError as error:
-        missing = {"tensorflow": "TensorFlow"}.get(error.name or "", error.name or str(error))
+def _check_features(builder: Any) -> None:
+    features = builder.info.features or {}
+    shape = features["image"].shape if "image" in features else None
+    if shape != IMAGE_SHAPE or "label" not in features:
         raise UserError(
-            f'tfds: {name} is not prepared under {data_dir}; preparing it needs {missing}: pip install -e ".[tfds]"'
-        ) from error
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # network, disk, checksums, and whatever else it meets
-        raise UserError(
-            f"tfds: {name} is not prepared under {data_dir} and preparing it failed ({first_line(error)}); "
-            "it needs the network, or set TFDS_DATA_DIR to where it is prepared"
-        ) from error
+            f"tfds: {builder.name} has features {sorted(features)} and images {shape}, "
+            f"expected image {IMAGE_SHAPE} and label"
+        )
 
 
 class LabelledImages(NamedTuple):
