@@ -41,7 +41,7 @@ def draw(run_dir: Path) -> list[Path]:
         ),
         "losses": lambda: losses(rows),
     }
-    return [_save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
+    return [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
 
 
 def latent_space(
@@ -111,13 +111,7 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         seeds = len({row["seed"] for row in rows if row["model"] == name})
         for key, label, style in (("loss", "training", "-"), ("test_loss", "held out", "--")):
-            epochs, values = _by_epoch([row for row in rows if row["model"] == name and key in row], key)
-            if not len(epochs):
-                continue
-            mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
-            axes.plot(epochs, mean, style, color=COLOURS[name], label=label, marker="" if len(epochs) > 3 else "o")
-            if spread is not None:
-                axes.fill_between(epochs, mean - spread, mean + spread, color=COLOURS[name], alpha=0.2, linewidth=0)
+            by_epoch(axes, [row for row in rows if row["model"] == name], key, label, style, COLOURS[name])
         settled = [row["loss"] for row in rows if row["model"] == name and "loss" in row and row["epoch"] > 2]
         if settled:
             axes.set_ylim(top=1.05 * max(settled))
@@ -128,13 +122,42 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def tile(pictures: Picture, columns: int) -> UInt8[np.ndarray, "height width"]:
-    """Pictures side by side, row by row, with nothing between them; the last row may be short."""
-    count, height, width, _ = pictures.shape
+def by_epoch(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, style: str, colour: str) -> None:
+    """Draws the value `key` of one model's rows by epoch: mean over seeds, and a band of one standard deviation."""
+    epochs, values = _by_epoch([row for row in rows if key in row], key)
+    if not len(epochs):
+        return
+    mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
+    axes.plot(epochs, mean, style, color=colour, label=label, marker="" if len(epochs) > 3 else "o")
+    if spread is not None:
+        axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+
+
+def tile(
+    pictures: UInt8[np.ndarray, "n h w channels"], columns: int, gap: int = 0, fill: int = 0
+) -> UInt8[np.ndarray, "height width *channels"]:
+    """Pictures side by side, row by row, `gap` pixels of `fill` between them; the last row may be short.
+
+    A single channel, that is a grey picture, loses its axis.
+    """
+    count, height, width, channels = pictures.shape
     rows = -(-count // columns)
-    padded = np.zeros((rows * columns, height, width), np.uint8)
-    padded[:count] = pictures[..., 0]
-    return padded.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+    spread = ((0, rows * columns - count), (0, gap), (0, gap), (0, 0))
+    cells = np.pad(pictures, spread, constant_values=fill).reshape(rows, columns, height + gap, width + gap, channels)
+    whole = cells.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
+    tiled = whole[: len(whole) - gap, : whole.shape[1] - gap]
+    return tiled[..., 0] if channels == 1 else tiled
+
+
+def save(path: Path, make: Callable[[], Figure]) -> Path:
+    """Writes the figure that `make` draws as a PNG, atomically; the same figure gives the same bytes.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    with atomic(path) as file:
+        make().savefig(file, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight")
+    return path
 
 
 def _show(axes: Any, picture: np.ndarray) -> None:
@@ -149,9 +172,3 @@ def _by_epoch(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, 
     values = {(row["epoch"], row["seed"]): row[key] for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     return np.asarray(epochs), np.asarray([[values[epoch, seed] for seed in seeds] for epoch in epochs])
-
-
-def _save(path: Path, make: Callable[[], Figure]) -> Path:
-    with atomic(path) as file:
-        make().savefig(file, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight")
-    return path
