@@ -1,6 +1,7 @@
 """latentlab's command line: parses, dispatches, and turns errors into one line and an exit code.
 
-python run.py [all | vae] [--preset quick|demo|seed] [--out DIR | --resume RUN] [--FIELD VALUE …]
+python run.py [all | vae | latent-arith] [--preset quick|demo|seed] [--out DIR | --resume RUN] [--FIELD VALUE …]
+python run.py redraw EDIT.npz --weights WEIGHTS [--out FILE.png]
 python run.py check RUN
 python run.py figures RUN
 """
@@ -19,11 +20,12 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+import latent_arith.config
 import vae.config
 from runtime import interrupts, run_directory
 from runtime.errors import UserError
 
-EXPERIMENTS = {"vae": "vae"}
+EXPERIMENTS = {"vae": "vae", "latent-arith": "latent_arith"}
 """Command to package, in the order in which `all` runs them."""
 
 Config = TypeVar("Config")
@@ -34,11 +36,15 @@ class AllConfig:
     """Every experiment, each in a folder of its package's name."""
 
     vae: vae.config.VaeConfig
+    latent_arith: latent_arith.config.LatentArithConfig
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "vae": vae.config.PRESETS,
-    "all": {name: AllConfig(vae=preset) for name, preset in vae.config.PRESETS.items()},
+    "latent-arith": latent_arith.config.PRESETS,
+    "all": {
+        name: AllConfig(vae.config.PRESETS[name], latent_arith.config.PRESETS[name]) for name in vae.config.PRESETS
+    },
 }
 
 
@@ -55,6 +61,24 @@ class Options(Generic[Config]):
     """Go on with the run in this directory, with its own configuration."""
     overwrite: bool = False
     """Delete the run that --out names, if it exists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RedrawOptions:
+    """Draws the steps of edits again, from the floats in their file and the weights, without any data set."""
+
+    edit: Annotated[Path, tyro.conf.Positional]
+    """An EDIT.npz, such as edit.npz of a run."""
+    weights: Path
+    """The weights that it was made with: a run, its weights.npz, or a Keras or TensorFlow checkpoint."""
+    weights_md5: str = ""
+    """MD5 that the file of weights must have."""
+    any_weights: bool = False
+    """Draw even if the file names other weights, or none."""
+    out: Path | None = None
+    """The picture; by default beside the edit, with its name and .png."""
+    overwrite: bool = False
+    """Replace the picture, if it exists."""
 
 
 def main(arguments: list[str]) -> int:
@@ -146,7 +170,7 @@ def _parse(kind: Any, default: Any, command: str, arguments: list[str]) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, default=default, args=arguments, prog=f"run.py {command}")
+            return tyro.cli(kind, args=arguments, prog=f"run.py {command}", **({"default": default} if default else {}))
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -238,6 +262,18 @@ def _figures(arguments: list[str]) -> int:
     return 0
 
 
+def _redraw(arguments: list[str]) -> int:
+    """Usage: python run.py redraw EDIT.npz --weights WEIGHTS. Draws an edit again without any data set."""
+    options = _parse(RedrawOptions, None, "redraw", arguments)
+    out = options.out or options.edit.with_suffix(".png")
+    if out.exists() and not options.overwrite:
+        raise UserError(f"{out} exists; choose another --out, or give --overwrite")
+    experiment = import_module("latent_arith.experiment")
+    experiment.redraw(options.edit, options.weights, options.weights_md5, out, options.any_weights)
+    print(out)
+    return 0
+
+
 def _run_argument(command: str, arguments: list[str]) -> tuple[Path, str]:
     """The run directory that is a command's only argument, and the command that made it."""
     if "--help" in arguments or "-h" in arguments:
@@ -252,7 +288,7 @@ def _run_argument(command: str, arguments: list[str]) -> tuple[Path, str]:
     return Path(arguments[0]), made_by
 
 
-COMMANDS = {"check": _check, "figures": _figures}
+COMMANDS = {"check": _check, "figures": _figures, "redraw": _redraw}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

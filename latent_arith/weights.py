@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from jax import Array
 
 from latent_arith.models import FaceVae
@@ -108,7 +109,7 @@ def _newest_checkpoint(directory: Path) -> Parameters:
     """Parameters of the newest undamaged checkpoint of a training that is not over; the folder stays as it is."""
 
     def init(key: Array) -> TrainState:
-        return train.init_state(key, FaceVae().init, train.adam(1.0, 1.0))
+        return train.init_state(key, FaceVae().init, train.adam(optax.constant_schedule(1.0), 1.0))
 
     like = jax.eval_shape(jax.vmap(init), jax.random.key(0)[None])
     checkpoints = Checkpoints(directory)

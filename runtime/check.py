@@ -16,7 +16,7 @@ DELIVERABLES = "deliverables.npz"
 
 @dataclass(frozen=True)
 class ArrayForm:
-    """What an array must be: shape (None for any length) and type."""
+    """What an array must be: shape (None for any length) and type, "str" for text of any length."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -27,7 +27,8 @@ class ArrayForm:
         fits = len(array.shape) == len(self.shape) and all(
             want in (None, got) for want, got in zip(self.shape, array.shape, strict=True)
         )
-        if not fits or array.dtype != np.dtype(self.dtype):
+        is_text = self.dtype == "str" and array.dtype.kind == "U"
+        if not fits or not (is_text or array.dtype == np.dtype(self.dtype)):
             return f"is {array.dtype} {array.shape}, {wanted}"
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             return f"has {int((~np.isfinite(array)).sum())} entries that are NaN or infinite"
@@ -41,7 +42,7 @@ class Expected:
     Attributes:
         deliverables: Array name to form, in `deliverables.npz`.
         arrays: File name to array name to form.
-        results: Dotted paths of numbers in `results.json`, each with `per_seed` and `mean`.
+        results: Dotted paths in `results.json` of numbers, or of numbers `per_seed` with their `mean`.
         figures: File names under `figures/`.
     """
 
@@ -86,9 +87,9 @@ def _check_results(path: Path, names: tuple[str, ...]) -> Iterator[str]:
         value: Any = results
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        numbers = [*np.ravel(value.get("per_seed", [])), value.get("mean")] if isinstance(value, dict) else []
-        if len(numbers) < 2 or not all(isinstance(x, int | float) and np.isfinite(x) for x in numbers):
-            yield f"{path}: {name} is {json.dumps(value)[:80]}, expected finite numbers per_seed and their mean"
+        numbers = [*np.ravel(value.get("per_seed", [None])), value.get("mean")] if isinstance(value, dict) else [value]
+        if not all(isinstance(x, int | float) and np.isfinite(x) for x in numbers):
+            yield f"{path}: {name} is {json.dumps(value)[:80]}, expected finite numbers"
 
 
 def _check_figure(path: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax import Array
-from scipy.stats import kstest
+from scipy.stats import binomtest, kstest
 
 from latent_arith import nets
 from tests.oracles import keras_face_vae, keras_vae
@@ -182,6 +182,31 @@ def test_dropout_at_rate_zero_drops_nothing_and_needs_no_key() -> None:
     run = partial(forward, variables(), train.normalize(pictures(4)), noise(4), train=True, dropout=0.0)
     with_key, without = run(key_of(3)), run()
     jax.tree.map(np.testing.assert_array_equal, with_key, without)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("rate", [0.25, 0.3, 1 / 256, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_expectation(rate: float, impl: str) -> None:
+    """The number of zeros is binomial, the others are scaled by 1 / (1 - rate), neighbours are independent."""
+    key, ones = jax.random.key(0, impl=impl), jnp.ones((7, 41, 113))  # a size that is no multiple of 4
+
+    def drop(key: Array, inputs: Array) -> Array:
+        outputs: Any = nets.Dropout(rate, deterministic=False).apply({}, inputs, rngs={"dropout": key})
+        return outputs
+
+    got = np.asarray(drop(key, ones))
+    dropped = got == 0
+    np.testing.assert_allclose(got[~dropped], 1 / (1 - rate), rtol=1e-6)
+    assert binomtest(int(dropped.sum()), dropped.size, rate).pvalue > 1e-4
+    both = np.ravel(dropped)[1:] & np.ravel(dropped)[:-1]
+    assert binomtest(int(both[::2].sum()), len(both[::2]), rate**2).pvalue > 1e-4
+    assert abs(got.mean() - 1) < 4 * np.sqrt(rate / (1 - rate) / got.size)
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(drop(key, x)))(ones), got)
+    keys = jax.random.split(key, 2)
+    together = jax.vmap(drop, in_axes=(0, None))(keys, ones)
+    assert not np.array_equal(*together)
+    if impl == "threefry2x32":  # keys of rbg do not promise the same numbers under vmap
+        np.testing.assert_array_equal(together, [drop(one, ones) for one in keys])
 
 
 def test_dropout_follows_every_block_but_the_first_of_the_encoder() -> None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import optax
 import pytest
 
 from latent_arith import models, weights
@@ -68,7 +69,7 @@ def test_keras_3_models_are_loaded(params: train.Parameters, name: str, tmp_path
 
 
 def test_a_training_that_goes_on_lends_its_newest_checkpoint(tmp_path: Path) -> None:
-    optimizer = train.adam(5e-4, 1e-7)
+    optimizer = train.adam(optax.constant_schedule(5e-4), 1e-7)
     state = jax.vmap(lambda key: train.init_state(key, FaceVae().init, optimizer))(jax.random.key(3)[None])
     checkpoints = Checkpoints(tmp_path / weights.CHECKPOINTS)
     checkpoints.save(2, state)

@@ -50,11 +50,18 @@ def small(digits: Path) -> list[str]:
     ).split()
 
 
+SMALL_FACES = """
+    --synthetic-images 60 --held-out-images 12 --epochs 4 --steps-per-epoch 2 --batch-size 4 --epochs-per-checkpoint 2
+    --classifier-images 64 --classifier-epochs 1 --scored-faces 3
+""".split()
+
+
 @pytest.fixture(scope="session")
 def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run of `all` with two seeds."""
+    """A complete run of `all`, with two seeds of the first experiment."""
     directory = tmp_path_factory.mktemp("runs") / "all"
     arguments = [name.replace("--", "--vae.") for name in small]
+    arguments += [name.replace("--", "--latent-arith.") for name in SMALL_FACES]
     assert run.main(["all", *arguments, "--out", str(directory)]) == 0
     return directory
 
@@ -67,7 +74,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 def test_a_run_of_all_is_complete(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["check", str(finished)]) == 0
     assert run.main(["check", str(finished / "vae")]) == 0
-    assert "complete, ans03" in capsys.readouterr().out
+    assert run.main(["check", str(finished / "latent_arith")]) == 0
+    assert "complete, ans03, ans09, ans10, ans11" in capsys.readouterr().out
     np.testing.assert_array_equal(
         read_npz(finished / "deliverables.npz")["ans03"], read_npz(finished / "vae" / "latents.npz")["vae_z"]
     )
@@ -148,7 +156,7 @@ def test_check_finds_what_is_missing_or_wrong(copy: Path, fault: str, capsys: py
 
 
 MISTAKES = {
-    "there is no command 'vea'; expected one of vae, all": "vea",
+    "there is no command 'vea'; expected one of vae, latent-arith, all": "vea",
     "there is no preset 'fast'; expected one of quick, demo, seed": "vae --preset fast",
     "data source 'mnist': expected 'packaged'": "vae --data mnist --out {new}",
     "idx: {old}/nowhere is not a directory": "vae --data idx:{old}/nowhere --out {new}",

@@ -54,7 +54,7 @@ class TrainState(NamedTuple):
     epoch: Int[Array, ""]
 
 
-def adam(learning_rate: float, epsilon: float) -> optax.GradientTransformation:
+def adam(learning_rate: optax.ScalarOrSchedule, epsilon: float) -> optax.GradientTransformation:
     """Adam in the form that Keras uses, m / (√v + ε) · learning_rate · √(1 - β₂ᵗ) / (1 - β₁ᵗ).
 
     The epsilon is added before the bias correction ("ε̂" in Kingma & Ba 2015, section 2), so
@@ -164,7 +164,7 @@ def fit(
     batch_size: int,
     epochs_per_dispatch: int,
     epochs_per_checkpoint: int,
-    validate: Callable[[Parameters], Mapping[str, Float[Array, " seeds"]]],
+    validate: Callable[[Parameters], Mapping[str, Float[Array | np.ndarray, " seeds"]]],
     checkpoints: Checkpoints,
     metrics: Metrics,
     label: str,

@@ -1,4 +1,4 @@
-"""Makes `face_vae.tar.gz` and `face_vae_expected.npz`: the face VAE as TensorFlow 2's Keras saves it, and what it decodes.
+"""Makes `face_vae.tar.gz`, the face VAE as TensorFlow 2's Keras saves it, and `face_vae_expected.npz`, what it gives.
 
     python make_face_vae.py  # with tf-keras==2.21.0 and tensorflow-cpu==2.21.0
 
@@ -42,6 +42,8 @@ def decoder():
 
 
 class VariationalAutoencoder(keras.Model):
+    """Encoder and decoder as attributes, so that a checkpoint names them."""
+
     def __init__(self):
         super().__init__()
         self.encoder, self.decoder = encoder(), decoder()

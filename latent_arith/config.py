@@ -1,0 +1,94 @@
+"""Settings of the face experiment and their presets; imports nothing heavy, so that `--help` is quick."""
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Literal
+
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class LatentArithConfig:
+    """A VAE of 128×128 faces, directions of their attributes in its latent space, and what adding them does."""
+
+    data: str = "synthetic"
+    """synthetic (painted here), celeba:DIR (img_align_celeba/ and list_attr_celeba.txt or .csv), tfds, or tfds:NAME."""
+    label: str = ""
+    """The one attribute whose direction is found, on batches of (image, label); without it all are."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and list them in the results, instead of stopping at the first."""
+    weights: str = ""
+    """Weights to use instead of training: a run, its weights.npz, or a Keras or TensorFlow checkpoint."""
+    weights_md5: str = ""
+    """MD5 that the file of weights must have."""
+    synthetic_images: int = 20_000
+    """Faces that are painted for training and directions, where data is synthetic."""
+    correlation: float = 0.6
+    """Correlation of the factors that go together in synthetic faces (smile and cheekbones, …)."""
+    held_out_images: int = 1000
+    """Images that neither network nor directions see; edits begin with them."""
+    epochs: int = 500
+    """Epochs of training."""
+    steps_per_epoch: int = 100
+    """Batches that count as an epoch; data go on from one epoch to the next."""
+    batch_size: int = 32
+    """Images a step."""
+    learning_rate: float = 5e-4
+    """Adam's learning rate."""
+    cosine_decay: bool = False
+    """Let the learning rate fall to 0 over the training, along a cosine."""
+    adam_epsilon: float = 1e-7
+    """Adam's epsilon, added before the bias correction as in Keras."""
+    dropout: float = 0.25
+    """Share of the activations that is dropped in training."""
+    reconstruction_weight: float = 10_000.0
+    """Weight of the cross-entropy, a mean over pixels, against the KL."""
+    seed: int = 0
+    """Seed of everything random."""
+    epochs_per_checkpoint: int = 10
+    """Epochs between checkpoints, each with the held-out loss."""
+    resident: Literal["auto", "always", "never"] = "auto"
+    """Keep all images on the device as uint8: auto does where they are painted, or take half of its free memory."""
+    rule: Literal["all", "stderr", "classic"] = "all"
+    """When the pass over the images stops: never, at a standard error, or as the original exercise does."""
+    stderr_degrees: float = 2.0
+    """Standard error of every direction at which the rule stderr stops."""
+    classifier_images: int = 4000
+    """Images that train the attribute classifier of the scorecard, and nothing else."""
+    classifier_epochs: int = 8
+    """Passes of the classifier over them."""
+    scored_faces: int = 200
+    """Held-out faces that are edited along every direction and scored."""
+    score_factor: int = 3
+    """Factor at which leakage is told, in units of latent space along the unit direction; at most 4."""
+
+    def __post_init__(self) -> None:
+        least = {"correlation": -1, "dropout": 0, "seed": 0}
+        most = {"correlation": 1, "dropout": 0.99}
+        for name, value in vars(self).items():
+            if isinstance(value, int) and not value >= least.get(name, 1) and not isinstance(value, bool):
+                raise UserError(f"{name} is {value}, expected at least {least.get(name, 1)}")
+            if isinstance(value, float):
+                low, high = least.get(name, 0), most.get(name, inf)
+                if not (low < value <= high or (value == low and name in least)) or value == inf:
+                    bounds = f"{'from' if name in least else 'above'} {low}" + (f" to {high}" if name in most else "")
+                    raise UserError(f"{name} is {value}, expected a number {bounds}")
+        if self.score_factor > 4:
+            raise UserError(f"score_factor is {self.score_factor}, expected 1 to 4")
+        if self.weights_md5 and not self.weights:
+            raise UserError("weights_md5 is given, but no weights; expected --weights FILE beside it")
+
+
+SEED = LatentArithConfig()
+DEMO = replace(SEED, synthetic_images=10_000, epochs=8, steps_per_epoch=40, learning_rate=2e-3, scored_faces=60)
+QUICK = replace(
+    DEMO,
+    synthetic_images=1000,
+    held_out_images=100,
+    epochs=2,
+    steps_per_epoch=5,
+    classifier_images=256,
+    classifier_epochs=1,
+    scored_faces=5,
+)
+PRESETS = {"quick": QUICK, "demo": DEMO, "seed": SEED}
