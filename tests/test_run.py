@@ -50,10 +50,18 @@ def small(digits: Path) -> list[str]:
     ).split()
 
 
-SMALL_FACES = """
-    --synthetic-images 60 --held-out-images 12 --epochs 4 --steps-per-epoch 2 --batch-size 4 --epochs-per-checkpoint 2
-    --classifier-images 64 --classifier-epochs 1 --scored-faces 3
-""".split()
+FEW_FACES = {
+    "synthetic-images": 60,
+    "held-out-images": 12,
+    "epochs": 4,
+    "steps-per-epoch": 2,
+    "batch-size": 4,
+    "epochs-per-checkpoint": 2,
+    "classifier-images": 64,
+    "classifier-epochs": 1,
+    "scored-faces": 3,
+}
+SMALL_FACES = [argument for name, value in FEW_FACES.items() for argument in (f"--{name}", str(value))]
 
 
 @pytest.fixture(scope="session")
