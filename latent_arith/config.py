@@ -80,7 +80,20 @@ class LatentArithConfig:
 
 
 SEED = LatentArithConfig()
-DEMO = replace(SEED, synthetic_images=10_000, epochs=8, steps_per_epoch=40, learning_rate=2e-3, scored_faces=60)
+DEMO = replace(
+    SEED,
+    synthetic_images=12_000,
+    held_out_images=500,
+    epochs=20,
+    steps_per_epoch=50,
+    batch_size=16,
+    learning_rate=2e-3,
+    cosine_decay=True,
+    dropout=0.0,
+    classifier_images=6000,
+    classifier_epochs=4,
+    scored_faces=100,
+)
 QUICK = replace(
     DEMO,
     synthetic_images=1000,

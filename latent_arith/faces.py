@@ -194,8 +194,8 @@ def render(factors: Factors) -> UInt8[Array, "128 128 3"]:
     """Paints one face, pixels 0…255, from scalar factors in the ranges told at `Factors`."""
     axis = (np.arange(SIZE, dtype=np.float32) + 0.5) * (2 / SIZE) - 1
     x, y = jnp.broadcast_to(axis[None, :], (SIZE, SIZE)), jnp.broadcast_to(axis[:, None], (SIZE, SIZE))
-    size, neck = 1 / (1.1 + 0.06 * factors.zoom), 0.6  # the head turns about the neck
-    body = (x - 0.06 * factors.shift_x) * size, (y - 0.04 * factors.shift_y - 0.08) * size
+    size, neck = 1 / (1.32 + 0.07 * factors.zoom), 0.6  # the head turns about the neck
+    body = (x - 0.06 * factors.shift_x) * size, (y - 0.04 * factors.shift_y - 0.1) * size
     sine = 0.12 * factors.tilt
     cosine = 1 - 0.5 * sine * sine
     head = cosine * body[0] + sine * (body[1] - neck), cosine * (body[1] - neck) - sine * body[0] + neck
@@ -369,7 +369,7 @@ def _nose(factors: Factors, look: _Look, x: Plane, y: Plane) -> Layers:
 
 
 def _mouth(factors: Factors, look: _Look, x: Plane, y: Plane) -> Layers:
-    width, bend = 0.2 + 0.05 * factors.smile, 0.12 * factors.smile
+    width, bend = 0.22 + 0.05 * factors.smile, 0.15 * factors.smile
     opened = 0.15 * factors.mouth_opening
     upper, lower = _between(0.022, 0.048, factors.lip_fullness), _between(0.03, 0.066, factors.lip_fullness)
     squared = jnp.minimum((x * (1 / width)) ** 2, 1)
