@@ -59,8 +59,10 @@ class LatentArithConfig:
     """Passes of the classifier over them."""
     scored_faces: int = 200
     """Held-out faces that are edited along every direction and scored."""
+    scale: Literal["deviation", "unit"] = "deviation"
+    """What a factor of 1 is in figures and scorecard: a standard deviation of the latents along the direction, or 1."""
     score_factor: int = 3
-    """Factor at which leakage is told, in units of latent space along the unit direction; at most 4."""
+    """Factor at which leakage is told; at most 4."""
 
     def __post_init__(self) -> None:
         least = {"correlation": -1, "dropout": 0, "seed": 0}

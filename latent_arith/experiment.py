@@ -9,7 +9,7 @@ changes. One edit is kept as 400 floats, from which `redraw` makes it again.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jaxtyping import Float
 
 from latent_arith import batches, compression, directions, edits, figures, models, scorecard, weights
 from latent_arith.config import LatentArithConfig
@@ -41,6 +42,7 @@ FACTORS = np.arange(-4.0, 5.0, dtype=np.float32)
 RECONSTRUCTIONS, PRIOR_SAMPLES, SHOWN_FACES, INTERPOLATION_STEPS = 12, 40, 5, 9
 PROBED = 2000  # training images of the linear probes
 CONTRASTS = ("raw", "balanced")
+SCORED = (*CONTRASTS, "orthogonal")
 HALVES = tuple(f"{contrast} half {half}" for contrast in CONTRASTS for half in (0, 1))
 
 
@@ -54,27 +56,32 @@ def run(config: LatentArithConfig, run_dir: Path, say: Callable[[str], None] = p
         UserError: Data or weights cannot be read, the loss diverged, or a file could not be written.
         Interrupted: SIGINT or SIGTERM came; training goes on from a checkpoint.
     """
+    given = weights.load(Path(config.weights), config.weights_md5) if config.weights else None
     data = open_data(config)
     say(
         f"latent-arith: {len(data.train):,} training and {len(data.held_out):,} held-out images from {config.data}; "
         f"loss = {config.reconstruction_weight:,.0f} · mean cross-entropy + KL, "
         f"as β = {models.equivalent_beta(config.reconstruction_weight):.3g} with a summed one"
     )
-    params = _given_weights(config, run_dir) if config.weights else _train(config, data, run_dir, say)
+    params = given or _train(config, data, run_dir, say)
+    Metrics(run_dir / "metrics.jsonl").rewind(LABEL, config.epochs)
     weights.save(run_dir / weights.WEIGHTS, params)
     encode, decode = models.encoder(params), models.decoder(params)
 
     say("latent-arith: one pass over the training images for all directions")
     found = find_directions(config, data, encode)
-    write_npz(run_dir / "directions.npz", direction_arrays(found))
+    latents = encode(data.source[data.held_out])
+    steps = {contrast: step_lengths(config, latents, found[contrast].vectors) for contrast in SCORED}
+    write_npz(run_dir / "directions.npz", {**direction_arrays(found), "step_lengths": steps["balanced"]})
 
     say("latent-arith: editing held-out faces")
-    pictures, edit = _edits(config, data, params, found["balanced"])
+    moves = {contrast: steps[contrast][:, None] * found[contrast].vectors for contrast in SCORED}
+    pictures, edit = _edits(config, data, params, found["balanced"], moves["balanced"])
     edits.write_edits(run_dir / "edit.npz", [edit])
     write_npz(run_dir / "figures.npz", pictures)
 
     say("latent-arith: scoring them with an independent classifier")
-    scores, measured = _scores(config, data, params, found)
+    scores, measured = _scores(config, data, params, found["balanced"].names, latents, moves)
     write_npz(run_dir / "scorecard.npz", scores)
     results = {
         "data": data.description,
@@ -116,6 +123,7 @@ def expected(config: LatentArithConfig) -> Expected:
 def summary(results: Mapping[str, Any]) -> str:
     """What came out, in a few lines for the terminal."""
     card, factor = results["scorecard"], results["scorecard"]["factor"]
+    unit = {"deviation": "standard deviations", "unit": "units of latent space"}[card["scale"]]
     shares = {name: target["reached"]["balanced"][0] for name, target in card["targets"].items()}
     reached = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     leakage = ", ".join(f"{contrast} {mean:.1f}" for contrast, mean in card["mean_leakage"].items())
@@ -123,7 +131,7 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"held-out loss {results['held_out_loss']:,.1f} (KL {results['held_out_kl']:.1f} nats)",
-            f"attribute found in faces moved by +{factor:g}: {reached}",
+            f"attribute found in faces moved by +{factor} {unit}: {reached}",
             f"mean change of other attributes, percentage points: {leakage}",
             f"a face in {size['float32']['bytes']:.0f} bytes: {size['float32']['psnr_decibels']:.1f} dB",
         ]
@@ -152,9 +160,16 @@ def initial_state(config: LatentArithConfig) -> TrainState:
     model = _model(config)
 
     def init(seed: Array) -> TrainState:
-        return train.init_state(jax.random.key(seed), model.init, _optimizer(config))
+        return train.init_state(jax.random.key(seed), model.init, optimizer(config))
 
     return jax.jit(jax.vmap(init))(jnp.asarray([config.seed]))
+
+
+def optimizer(config: LatentArithConfig) -> optax.GradientTransformation:
+    """Adam as Keras computes it, with a constant learning rate or one that falls along a cosine."""
+    constant = optax.constant_schedule(config.learning_rate)
+    cosine = optax.cosine_decay_schedule(config.learning_rate, config.epochs * config.steps_per_epoch)
+    return train.adam(cosine if config.cosine_decay else constant, config.adam_epsilon)
 
 
 def find_directions(
@@ -182,6 +197,15 @@ def find_directions(
     kept = [names.index(name) for name in found["balanced"].names]
     exclusive = scorecard.exclusive_pairs(table[:, columns])[np.ix_(kept, kept)]
     return found | {"orthogonal": _orthogonal(found["balanced"], exclusive)}
+
+
+def step_lengths(
+    config: LatentArithConfig, latents: Float[np.ndarray, "n latent"], vectors: directions.Vectors
+) -> Float[np.ndarray, " attributes"]:
+    """How far a factor of 1 moves along each unit vector: by the standard deviation of latents along it, or by 1."""
+    if config.scale == "unit":
+        return np.ones(len(vectors), np.float32)
+    return np.std(latents @ vectors.T, axis=0)
 
 
 def direction_arrays(found: Mapping[str, Directions]) -> dict[str, np.ndarray]:
@@ -215,12 +239,6 @@ def _model(config: LatentArithConfig) -> FaceVae:
     return FaceVae(config.dropout, config.reconstruction_weight)
 
 
-def _optimizer(config: LatentArithConfig) -> optax.GradientTransformation:
-    constant = optax.constant_schedule(config.learning_rate)
-    cosine = optax.cosine_decay_schedule(config.learning_rate, config.epochs * config.steps_per_epoch)
-    return train.adam(cosine if config.cosine_decay else constant, config.adam_epsilon)
-
-
 def _train(config: LatentArithConfig, data: FaceData, run_dir: Path, say: Callable[[str], None]) -> Parameters:
     checkpoints, metrics = Checkpoints(run_dir / weights.CHECKPOINTS), Metrics(run_dir / "metrics.jsonl")
     on_device = _on_device(config, data)
@@ -235,7 +253,7 @@ def _train(config: LatentArithConfig, data: FaceData, run_dir: Path, say: Callab
         say(f"{LABEL}: resuming after epoch {epoch} of {config.epochs}")
     metrics.rewind(LABEL, int(state.epoch[0]))
     run = train.epochs_of_batches(
-        read, config.steps_per_epoch, loss=_model(config).loss, optimizer=_optimizer(config), images=on_device
+        read, config.steps_per_epoch, loss=_model(config).loss, optimizer=optimizer(config), images=on_device
     )
 
     def validate(params: Parameters) -> dict[str, np.ndarray]:
@@ -275,11 +293,6 @@ def _on_device(config: LatentArithConfig, data: FaceData) -> Array | None:
     return jnp.asarray(data.source[data.train]) if wanted else None
 
 
-def _given_weights(config: LatentArithConfig, run_dir: Path) -> Parameters:
-    Metrics(run_dir / "metrics.jsonl").rewind(LABEL, 0)
-    return weights.load(Path(config.weights), config.weights_md5)
-
-
 def _held_out_losses(config: LatentArithConfig, data: FaceData, params: Parameters) -> dict[str, float]:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     images = data.source[data.held_out]
@@ -288,13 +301,13 @@ def _held_out_losses(config: LatentArithConfig, data: FaceData, params: Paramete
 
 
 def _edits(
-    config: LatentArithConfig, data: FaceData, params: Parameters, found: Directions
+    config: LatentArithConfig, data: FaceData, params: Parameters, found: Directions, moves: directions.Vectors
 ) -> tuple[dict[str, np.ndarray], Edit]:
-    """The pictures behind the figures, and the edit that is kept."""
+    """The pictures behind the figures, of faces moved by factors of `moves`, and the edit that is kept."""
     encode, decode = models.encoder(params), models.decoder(params)
     originals = data.source[data.held_out[:RECONSTRUCTIONS]]
     latents = encode(originals)
-    strips = [edits.along(latents[:SHOWN_FACES], vector[None], FACTORS[:, None]) for vector in found.vectors]
+    strips = [edits.along(latents[:SHOWN_FACES], move[None], FACTORS[:, None]) for move in moves]
     prior = jax.random.normal(jax.random.fold_in(jax.random.key(config.seed), 2), (PRIOR_SAMPLES, LATENT_DIM))
     edit = _kept_edit(config, data, encode, found, digest(params))
     pictures = {
@@ -326,9 +339,23 @@ def _kept_edit(
 
 
 def _scores(
-    config: LatentArithConfig, data: FaceData, params: Parameters, found: Mapping[str, Directions]
+    config: LatentArithConfig,
+    data: FaceData,
+    params: Parameters,
+    names: Sequence[str],
+    latents: Float[np.ndarray, "held_out latent"],
+    moves: Mapping[str, directions.Vectors],
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `scorecard.npz` holds, and what `results.json` tells of it."""
+    """What `scorecard.npz` holds, and what `results.json` tells of it.
+
+    Args:
+        config: Settings.
+        data: Images and their attributes.
+        params: The network.
+        names: The T targets.
+        latents: Posterior means of the held-out images.
+        moves: What a factor of 1 adds, (T, latent), for every contrast.
+    """
     encode, decode, part = models.encoder(params), models.decoder(params), data.classifier
     classifier = scorecard.train_classifier(
         jax.random.fold_in(jax.random.key(config.seed), 3),
@@ -340,18 +367,15 @@ def _scores(
     )
     held_out, attributes = data.source[data.held_out], data.table.values[data.held_out]
     accuracies = scorecard.accuracy(classifier.predict(held_out)[0], attributes)
-    latents = encode(held_out)
-    names = found["balanced"].names
     targets = np.asarray([data.table.names.index(name) for name in names])
     exclusive = scorecard.exclusive_pairs(data.table.values)[targets]
 
     scored, steps = latents[: config.scored_faces], np.asarray([0, config.score_factor], np.float32)
-    seen, factors = scorecard.dose_response(classifier.predict, decode, scored, found["balanced"].vectors, FACTORS)
+    seen, factors = scorecard.dose_response(classifier.predict, decode, scored, moves["balanced"], FACTORS)
     zero, at = (int(np.flatnonzero(value == FACTORS)[0]) for value in (0, config.score_factor))
     by_contrast = {"balanced": seen[:, [zero, at]]}
     for contrast in ("raw", "orthogonal"):
-        vectors = found[contrast].vectors
-        moved, _ = scorecard.dose_response(classifier.predict, decode, scored, vectors, steps[1:])
+        moved, _ = scorecard.dose_response(classifier.predict, decode, scored, moves[contrast], steps[1:])
         by_contrast[contrast] = np.concatenate([seen[:, [zero]], moved], axis=1)
     changes = {contrast: scorecard.changes(both, steps, config.score_factor) for contrast, both in by_contrast.items()}
     leakage = {contrast: scorecard.leakage(change) for contrast, change in changes.items()}
@@ -394,6 +418,7 @@ def _scores(
     everything = per_target({contrast: mean.all_others for contrast, mean in means.items()})
     measured = {
         "factor": config.score_factor,
+        "scale": config.scale,
         "faces": len(scored),
         "classifier_accuracy": float(accuracies.mean()),
         "classifier_accuracies": dict(zip(data.table.names, accuracies.tolist(), strict=True)),

@@ -31,8 +31,8 @@ KERAS_NAMES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "
 
 def save(path: Path, params: Parameters) -> None:
     """Writes all variables to an .npz, atomically."""
-    arrays = dict(zip(_names(), (np.asarray(leaf) for leaf in jax.tree.leaves(params)), strict=True))
-    write_npz(path, arrays)
+    leaves = (np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(params))
+    write_npz(path, dict(zip(_names(), leaves, strict=True)))
 
 
 def load(path: Path, md5: str = "") -> Parameters:

@@ -1,7 +1,7 @@
 """Training: a pure step, epochs of it, and the loop around them.
 
 Small data stay on the device as uint8, and whole epochs are one compiled scan: the permutation of
-an epoch derives from (key, epoch). Large data come in batches from an iterator, and a step is one
+an epoch derives from (key, epoch). Large data come in batches from an iterator, a few in one
 dispatch. In both, the noise of a step derives from (key, step). A state, together with the
 position of the iterator, therefore determines all that follows it, and a resumed run repeats the
 uninterrupted one bit for bit on the same device.
@@ -27,8 +27,8 @@ from runtime.run_directory import Metrics
 Parameters = dict[str, Any]
 PerExample = Float[Array, " batch"]
 
-STEPS_AHEAD = 4
-"""Steps that the host may be ahead of the device in `epochs_of_batches`."""
+STEPS_PER_DISPATCH = 5
+"""Steps in one compiled call of `epochs_of_batches`, at most."""
 
 
 class Loss(Protocol):
@@ -256,7 +256,10 @@ def epochs_of_batches(
     optimizer: optax.GradientTransformation,
     images: UInt8[Array, "n h w c"] | None = None,
 ) -> TrainEpochs:
-    """Epochs of `steps` batches each, shared by all seeds: one dispatch a step.
+    """Epochs of `steps` batches each, shared by all seeds: one dispatch for a few steps.
+
+    A few, because memory for the step's temporaries is handed out anew with every dispatch, which on CPU takes a third
+    of a step of the face VAE.
 
     Args:
         batches: Endless, all of one size: pixels 0…255, or indices into `images`.
@@ -265,22 +268,30 @@ def epochs_of_batches(
         optimizer: Optax transformation.
         images: All images, on the device, where batches are indices.
     """
+    together = max(divisor for divisor in range(1, STEPS_PER_DISPATCH + 1) if steps % divisor == 0)
+
+    @jax.vmap
+    def step(state: TrainState, pixels: Array) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(state, pixels, jnp.ones(len(pixels)), loss=loss, optimizer=optimizer)
 
     @partial(jax.jit, donate_argnums=0)
-    @partial(jax.vmap, in_axes=(0, None, None))
-    def step(state: TrainState, batch: Array, images: Array | None) -> tuple[TrainState, dict[str, Array]]:
-        pixels = batch if images is None else images[batch]
-        return train_step(state, pixels, jnp.ones(len(batch)), loss=loss, optimizer=optimizer)
+    def train_steps(state: TrainState, batches: Array, images: Array | None) -> tuple[TrainState, dict[str, Array]]:
+        def body(state: TrainState, batch: Array) -> tuple[TrainState, dict[str, Array]]:
+            pixels = batch if images is None else images[batch]
+            # Without an axis of seeds of their own, XLA transposes them for the gradient of the first kernel.
+            return step(state, jnp.broadcast_to(pixels, (len(state.epoch), *pixels.shape)))
+
+        return jax.lax.scan(body, state, batches)
 
     def run(state: TrainState, count: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         dispatched: list[Any] = []
-        for index in range(count * steps):
-            state, metrics = step(state, next(batches), images)
+        for index in range(count * steps // together):
+            state, metrics = train_steps(state, np.stack([next(batches) for _ in range(together)]), images)
             dispatched.append(metrics)
-            if index >= STEPS_AHEAD:
-                dispatched[index - STEPS_AHEAD] = jax.device_get(dispatched[index - STEPS_AHEAD])
-        columns = jax.tree.map(lambda *step_means: np.stack(step_means, axis=1), *jax.device_get(dispatched))
-        metrics = {name: column.reshape(len(column), count, steps) for name, column in columns.items()}
+            if index:  # the host is one dispatch ahead, and no more batches wait on the device
+                dispatched[index - 1] = jax.device_get(dispatched[index - 1])
+        rows = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(dispatched))
+        metrics = {name: row.T.reshape(row.shape[1], count, steps) for name, row in rows.items()}
         return state._replace(epoch=state.epoch + count), metrics
 
     return run
