@@ -27,7 +27,7 @@ from runtime.run_directory import Metrics
 Parameters = dict[str, Any]
 PerExample = Float[Array, " batch"]
 
-STEPS_PER_DISPATCH = 5
+STEPS_PER_DISPATCH = 10
 """Steps in one compiled call of `epochs_of_batches`, at most."""
 
 

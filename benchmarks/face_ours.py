@@ -1,0 +1,60 @@
+"""The face VAE as this project trains it and encodes with it, and directions found with its encoder."""
+
+from collections.abc import Iterator
+
+import face_work
+import jax
+import numpy as np
+
+from latent_arith import directions, experiment, faces, models
+from latent_arith.config import SEED
+from vae import train
+
+
+def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Trains one seed as `latent_arith.experiment` does, on batches that come from the host."""
+    model = models.FaceVae(SEED.dropout, SEED.reconstruction_weight)
+    optimizer = train.adam(SEED.learning_rate, SEED.adam_epsilon)
+    run = train.epochs_of_batches(face_work.batches(images), face_work.STEPS, loss=model.loss, optimizer=optimizer)
+    state, losses = experiment.initial_state(SEED), []
+
+    def work() -> None:
+        nonlocal state
+        state, metrics = jax.block_until_ready(run(state, 1))
+        losses.append(float(np.mean(metrics["loss"])))
+
+    seconds, _ = face_work.time_repeats(work, repeats)
+    return [second / face_work.STEPS for second in seconds], losses
+
+
+def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Encodes all images in one call."""
+    encode = _encoder()
+    return face_work.time_repeats(lambda: encode(images), repeats)
+
+
+def all_directions_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Finds the directions of as many attributes as synthetic faces have."""
+    return _directions_seconds(images, repeats, len(faces.ATTRIBUTES))
+
+
+def one_direction_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Finds the direction of one attribute."""
+    return _directions_seconds(images, repeats, 1)
+
+
+def _directions_seconds(images: np.ndarray, repeats: int, count: int) -> tuple[list[float], list[float]]:
+    encode = _encoder()
+    signs = np.random.default_rng(1).choice(np.asarray([-1, 1], np.int8), (len(images), count))
+    weights = np.ones(signs.shape, np.float32)
+
+    def read() -> Iterator[directions.Batch]:
+        for start in range(0, len(images), experiment.ENCODED_AT_ONCE):
+            rows = slice(start, start + experiment.ENCODED_AT_ONCE)
+            yield images[rows], signs[rows], weights[rows]
+
+    return face_work.time_repeats(lambda: directions.find(encode, read(), faces.ATTRIBUTES[:count]), repeats)
+
+
+def _encoder() -> models.Encode:
+    return models.encoder(jax.jit(models.FaceVae().init)(jax.random.key(SEED.seed)))

@@ -1,0 +1,96 @@
+"""The face VAE in PyTorch: eager, channels last, fused Adam, as for MNIST (README.md)."""
+
+from typing import Any
+
+import face_work
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from latent_arith.config import SEED
+
+ENCODED_AT_ONCE = 25
+
+
+class Vae(nn.Module):
+    """Encoder and decoder of SPEC §2, in PyTorch's own padding (see `peer_torch`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels, features, 3, 2, padding=1)
+            for channels, features in ((3, 32), (32, 64), (64, 64), (64, 64))
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n, eps=1e-3, momentum=0.01) for n in (32, 64, 64, 64))
+        self.mean, self.log_variance = nn.Linear(4096, 200), nn.Linear(4096, 200)
+        self.dense = nn.Linear(200, 4096)
+        self.transposed = nn.ModuleList(
+            nn.ConvTranspose2d(channels, features, 3, 2, padding=1, output_padding=1)
+            for channels, features in ((64, 64), (64, 64), (64, 32), (32, 3))
+        )
+        self.transposed_norms = nn.ModuleList(nn.BatchNorm2d(n, eps=1e-3, momentum=0.01) for n in (64, 64, 32))
+        for module in (*self.convolutions, *self.transposed, self.mean, self.log_variance, self.dense):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images to posterior mean and log variance."""
+        hidden = images
+        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            hidden = functional.leaky_relu(norm(convolution(hidden)), 0.3)
+            if index:
+                hidden = functional.dropout(hidden, SEED.dropout, self.training)
+        hidden = hidden.flatten(1)
+        return self.mean(hidden), self.log_variance(hidden)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images to logits of pixels, posterior mean and log variance."""
+        mean, log_variance = self.encode(images)
+        latent = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
+        hidden = self.dense(latent).reshape(-1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+        for transposed, norm in zip(self.transposed[:-1], self.transposed_norms, strict=True):
+            hidden = functional.leaky_relu(norm(transposed(hidden)), 0.3)
+            hidden = functional.dropout(hidden, SEED.dropout, self.training)
+        return self.transposed[-1](hidden), mean, log_variance
+
+
+def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Trains on the images."""
+    model = _network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=SEED.learning_rate, eps=SEED.adam_epsilon, fused=True)
+
+    def step(batch: np.ndarray) -> float:
+        pixels = _pixels(batch)
+        optimizer.zero_grad()
+        logits, mean, log_variance = model(pixels)
+        cross_entropy = functional.binary_cross_entropy_with_logits(logits, pixels)
+        kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum() / len(batch)
+        loss = SEED.reconstruction_weight * cross_entropy + kl
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return face_work.time_steps(step, images, repeats)
+
+
+def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Encodes all images, as many at once as is quickest (25 of 25, 50, 100 and 500)."""
+    model = _network().eval()
+
+    @torch.inference_mode()
+    def encode() -> np.ndarray:
+        chunks = np.split(images, range(ENCODED_AT_ONCE, len(images), ENCODED_AT_ONCE))
+        return np.concatenate([model.encode(_pixels(chunk))[0].numpy() for chunk in chunks])
+
+    return face_work.time_repeats(encode, repeats)
+
+
+def _network() -> Any:
+    torch.manual_seed(SEED.seed)
+    model: Any = Vae()
+    return model.to(memory_format=torch.channels_last)
+
+
+def _pixels(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)  # stays channels last
