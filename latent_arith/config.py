@@ -86,7 +86,7 @@ DEMO = replace(
     SEED,
     synthetic_images=12_000,
     held_out_images=500,
-    epochs=20,
+    epochs=28,
     steps_per_epoch=50,
     batch_size=16,
     learning_rate=2e-3,

@@ -56,7 +56,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         interpolation_ends=faces(2),
     )
     spread = {"distances": np.ones(n), "standard_error_degrees": np.asarray([1.25, np.inf, 3.0])}
-    np.savez(path / "directions.npz", names=np.asarray(NAMES), vectors=unit(n), raw=unit(n), **spread)
+    np.savez(
+        path / "directions.npz", names=np.asarray(NAMES), vectors=unit(n), raw=unit(n), orthogonal=unit(n), **spread
+    )
     scores = {f"leakage_{name}": GENERATOR.normal(size=(n, n)) for name in figures.CONTRASTS}
     scores |= {name: GENERATOR.uniform(size=(n, 9)) for name in ("reached", "reached_low", "reached_high")}
     scores |= {"targets": np.asarray(NAMES), "attributes": np.asarray(NAMES), "factors": FACTORS}
@@ -201,7 +203,7 @@ def test_labels_do_not_overlap(count: int, kind: str) -> None:
     names = [f"Mouth_Slightly_Open {n}"[-19:] for n in range(count)]
     curves, changes = np.zeros((count, 9)), dict.fromkeys(figures.CONTRASTS, np.zeros((count, count)))
     figure = {
-        "cosines": lambda: figures.cosines(names, {"raw": unit(count), "balanced": unit(count)}),
+        "cosines": lambda: figures.cosines(names, {name: unit(count) for name in ("raw", "balanced", "orthogonal")}),
         "leakage": lambda: figures.leakage(names, names, changes, np.zeros((count, count), bool), 3.0),
         "overview": lambda: figures.overview(names, np.zeros((count, 9, 128, 128, 3), np.uint8), FACTORS),
         "dose_response": lambda: figures.dose_response(names, FACTORS, curves, curves, curves),

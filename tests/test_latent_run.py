@@ -113,7 +113,9 @@ def test_given_weights_are_used_and_give_the_same_directions(
     row = list(every["names"]).index("Smiling")
     for contrast in ("vectors", "raw"):
         np.testing.assert_allclose(one[contrast][0], every[contrast][row], atol=1e-5)
-    assert (out / "edit.npz").read_bytes() == (directory / "edit.npz").read_bytes()
+    (again,), (edit,) = (edits.read_edits(path / "edit.npz") for path in (out, directory))
+    assert (again.image_id, again.fingerprint) == (edit.image_id, edit.fingerprint)
+    np.testing.assert_allclose(again.z_end, edit.z_end, atol=1e-4)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)], ids=["KILL", "TERM"])

@@ -71,6 +71,7 @@ class WithoutTensorFlow:
 
 def block_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes importing TensorFlow fail as it does where it is not installed."""
+    importlib.import_module("six")  # adds a finder when it is first imported, which must outlive this
     monkeypatch.setattr(sys, "meta_path", [WithoutTensorFlow(finder) for finder in sys.meta_path])
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
 
