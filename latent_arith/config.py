@@ -86,7 +86,7 @@ DEMO = replace(
     SEED,
     synthetic_images=12_000,
     held_out_images=500,
-    epochs=28,
+    epochs=20,
     steps_per_epoch=50,
     batch_size=16,
     learning_rate=2e-3,
@@ -94,7 +94,7 @@ DEMO = replace(
     dropout=0.0,
     classifier_images=6000,
     classifier_epochs=4,
-    scored_faces=100,
+    scored_faces=60,
 )
 QUICK = replace(
     DEMO,

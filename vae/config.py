@@ -61,6 +61,6 @@ class VaeConfig:
 
 
 SEED = VaeConfig()
-DEMO = replace(SEED, epochs=50)
+DEMO = replace(SEED, epochs=40)
 QUICK = replace(SEED, epochs=5, epochs_per_checkpoint=5, iwae_samples=4, prior_samples=500)
 PRESETS = {"quick": QUICK, "demo": DEMO, "seed": SEED}

@@ -219,8 +219,12 @@ def fit(
             if waiting:
                 arrive(*waiting)
             epoch, waiting = epoch + count, (epoch + count, dispatched)
-            if epoch % epochs_per_checkpoint == 0 or epoch == epochs or pending.number is not None:
+            if isinstance(dispatched["loss"], np.ndarray):  # they have arrived already
                 arrive(*waiting)
+                waiting = None
+            if epoch % epochs_per_checkpoint == 0 or epoch == epochs or pending.number is not None:
+                if waiting:
+                    arrive(*waiting)
                 waiting = None
                 _raise_if_params_not_finite(state.params, epoch, label, saved)
                 for name, value in validate(state.params).items():
