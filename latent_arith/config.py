@@ -14,7 +14,7 @@ class LatentArithConfig:
     data: str = "synthetic"
     """synthetic (painted here), celeba:DIR (img_align_celeba/ and list_attr_celeba.txt or .csv), tfds, or tfds:NAME."""
     label: str = ""
-    """The one attribute whose direction is found, on batches of (image, label); without it all are."""
+    """The one attribute whose direction is found; without it, those of all."""
     skip_bad: bool = False
     """Leave out images that cannot be read, and list them in the results, instead of stopping at the first."""
     weights: str = ""
