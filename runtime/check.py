@@ -87,7 +87,9 @@ def _check_results(path: Path, names: tuple[str, ...]) -> Iterator[str]:
         value: Any = results
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        numbers = [*np.ravel(value.get("per_seed") or [None]), value.get("mean")] if isinstance(value, dict) else [value]
+        numbers = [value]
+        if isinstance(value, dict):
+            numbers = [*np.ravel(value.get("per_seed") or [None]), value.get("mean")]
         if not all(isinstance(x, int | float) and np.isfinite(x) for x in numbers):
             yield f"{path}: {name} is {json.dumps(value)[:80]}, expected finite numbers"
 
