@@ -59,8 +59,9 @@ class LatentArithConfig:
     """Passes of the classifier over them."""
     scored_faces: int = 200
     """Held-out faces that are edited along every direction and scored."""
-    scale: Literal["deviation", "unit"] = "deviation"
-    """What a factor of 1 is in figures and scorecard: a standard deviation of the latents along the direction, or 1."""
+    scale: Literal["deviation", "means", "unit"] = "deviation"
+    """What a factor of 1 is in figures and scorecard: a standard deviation of the latents along the direction, half the
+    distance between the means of those with and without the attribute, or a length of 1."""
     score_factor: int = 3
     """Factor at which leakage is told; at most 4."""
 

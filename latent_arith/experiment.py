@@ -71,7 +71,7 @@ def run(config: LatentArithConfig, run_dir: Path, say: Callable[[str], None] = p
     say("latent-arith: one pass over the training images for all directions")
     found = find_directions(config, data, encode)
     latents = encode(data.source[data.held_out])
-    steps = {contrast: step_lengths(config, latents, found[contrast].vectors) for contrast in SCORED}
+    steps = {contrast: step_lengths(config, latents, found[contrast]) for contrast in SCORED}
     write_npz(run_dir / "directions.npz", {**direction_arrays(found), "step_lengths": steps["balanced"]})
 
     say("latent-arith: editing held-out faces")
@@ -123,7 +123,11 @@ def expected(config: LatentArithConfig) -> Expected:
 def summary(results: Mapping[str, Any]) -> str:
     """What came out, in a few lines for the terminal."""
     card, factor = results["scorecard"], results["scorecard"]["factor"]
-    unit = {"deviation": "standard deviations", "unit": "units of latent space"}[card["scale"]]
+    unit = {
+        "deviation": "standard deviations",
+        "means": "half distances of the means",
+        "unit": "units of latent space",
+    }[card["scale"]]
     shares = {name: target["reached"]["balanced"][0] for name, target in card["targets"].items()}
     reached = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     leakage = ", ".join(f"{contrast} {mean:.1f}" for contrast, mean in card["mean_leakage"].items())
@@ -200,12 +204,18 @@ def find_directions(
 
 
 def step_lengths(
-    config: LatentArithConfig, latents: Float[np.ndarray, "n latent"], vectors: directions.Vectors
+    config: LatentArithConfig, latents: Float[np.ndarray, "n latent"], found: Directions
 ) -> Float[np.ndarray, " attributes"]:
-    """How far a factor of 1 moves along each unit vector: by the standard deviation of latents along it, or by 1."""
-    if config.scale == "unit":
-        return np.ones(len(vectors), np.float32)
-    return np.std(latents @ vectors.T, axis=0)
+    """How far a factor of 1 moves along each unit vector, as `scale` has it.
+
+    By the standard deviation of the latents along it, by half the distance between the two means along it (from the
+    middle between them, +1 is the mean of those with the attribute), or by 1.
+    """
+    if config.scale == "deviation":
+        return np.std(latents @ found.vectors.T, axis=0)
+    if config.scale == "means":
+        return (found.distances / 2).astype(np.float32)
+    return np.ones(len(found.vectors), np.float32)
 
 
 def direction_arrays(found: Mapping[str, Directions]) -> dict[str, np.ndarray]:
@@ -227,12 +237,16 @@ def _contrasted(read: Iterable[Batch], halves: bool) -> Iterator[Batch]:
 
 
 def _orthogonal(found: Directions, exclusive: np.ndarray) -> Directions:
-    """Every direction made orthogonal to all others, except to those of attributes that it excludes."""
+    """Every direction made orthogonal to all others, except to those of attributes that it excludes.
+
+    Its distance is what is left along it of the distance between the means.
+    """
     vectors = []
     for row, vector in enumerate(found.vectors):
         others = ~exclusive[row] & (np.arange(len(found.vectors)) != row)
         vectors.append(directions.orthogonal_to(vector, found.vectors[others]) if others.any() else vector)
-    return dataclasses.replace(found, vectors=np.stack(vectors))
+    left = np.stack(vectors)
+    return dataclasses.replace(found, vectors=left, distances=found.distances * np.sum(left * found.vectors, axis=1))
 
 
 def _model(config: LatentArithConfig) -> FaceVae:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 import run
 from latent_arith import data, edits, experiment, faces, weights
 from latent_arith.config import PRESETS, LatentArithConfig
+from latent_arith.directions import Directions
 from runtime.checkpoints import Checkpoints, digest
 from runtime.run_directory import Metrics, read_json, read_npz
 from tests.test_run import SMALL_FACES
@@ -179,6 +181,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert said.startswith("error: ")
     assert message.format(folder=folder) in said
     assert not list((tmp_path / "runs").rglob("*.json"))
+
+
+@pytest.mark.parametrize(("scale", "lengths"), [("deviation", [2, 1]), ("means", [1.5, 0.5]), ("unit", [1, 1])])
+def test_a_factor_of_one_is_what_the_scale_says(
+    scale: Literal["deviation", "means", "unit"], lengths: list[float]
+) -> None:
+    found = Directions(("Smiling", "Bangs"), np.eye(2, dtype=np.float32), np.asarray([3.0, 1.0]), *3 * [np.ones(2)])
+    latents = np.asarray([[2, 1], [-2, 1], [2, -1], [-2, -1]], np.float32)
+    steps = experiment.step_lengths(LatentArithConfig(scale=scale), latents, found)
+    np.testing.assert_allclose(steps, lengths, rtol=1e-6)
 
 
 def test_presets_are_what_the_specification_says() -> None:
