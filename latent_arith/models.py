@@ -87,12 +87,12 @@ def equivalent_beta(reconstruction_weight: float) -> float:
 
 def encoder(params: Parameters) -> Encode:
     """Function from pixels 0…255 to posterior means, compiled for one size of batch and used for any."""
-    return lambda images: _in_chunks(partial(_posterior_means, params), images)
+    return lambda images: in_chunks(partial(_posterior_means, params), images)
 
 
 def decoder(params: Parameters) -> Decode:
     """Function from latents to pixels 0…255, compiled for one size of batch and used for any."""
-    return lambda latents: _in_chunks(partial(_pixels, params), latents)
+    return lambda latents: in_chunks(partial(_pixels, params), latents)
 
 
 @jax.jit
@@ -141,8 +141,8 @@ def _few_at_a_time(function: Callable[[Array], Array], rows: Array) -> Array:
     return jax.lax.platform_dependent(rows, cpu=mapped, default=function)
 
 
-def _in_chunks(function: Callable[[np.ndarray], Array], rows: np.ndarray) -> np.ndarray:
-    """Results of `function` for all rows, from calls on `CHUNK` rows each; the last is filled up with zeros."""
+def in_chunks(function: Callable[[np.ndarray], Any], rows: np.ndarray) -> Any:
+    """Results of `function` (a tree of arrays) for all rows, from calls on `CHUNK` rows each; zeros fill the last."""
     filled = np.pad(rows, ((0, -len(rows) % CHUNK), *((0, 0),) * (rows.ndim - 1)))
     results = [function(filled[start : start + CHUNK]) for start in range(0, len(filled), CHUNK)]
-    return np.concatenate(jax.device_get(results))[: len(rows)]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *jax.device_get(results))

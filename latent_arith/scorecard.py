@@ -33,10 +33,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from latent_arith import edits
+from latent_arith.models import in_chunks
 from latent_arith.nets import AttributeClassifier
 from vae.train import Parameters, normalize
 
-CHUNK = 50  # images that the classifier sees at once
 ROWS = 500  # edited faces that are in memory at once
 BLUR = 2.0  # standard deviation of the blurred copy, in pixels of 2 × 2
 BRIGHTNESS = 0.05
@@ -87,11 +87,7 @@ class Classifier:
         What a picture does not show, such as the colour of glasses that are not worn, is predicted by its mean.
         """
         network = AttributeClassifier(len(self.names), len(self.factor_mean))
-        filled = np.pad(images, ((0, -len(images) % CHUNK), (0, 0), (0, 0), (0, 0)))
-        chunks = [_predicted(network, self.params, filled[i : i + CHUNK]) for i in range(0, len(filled), CHUNK)]
-        probabilities, factors = (
-            np.concatenate(parts)[: len(images)] for parts in zip(*jax.device_get(chunks), strict=True)
-        )
+        probabilities, factors = in_chunks(partial(_predicted, network, self.params), images)
         return probabilities, factors * self.factor_deviation + self.factor_mean
 
 

@@ -1,0 +1,1 @@
+"""Adversarial attacks on image classifiers: networks, attacks and what survives being saved as a picture."""

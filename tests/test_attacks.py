@@ -1,0 +1,207 @@
+"""Attacks against foolbox on the same callable, in NumPy, and by their properties."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import Array
+
+from adversarial import attacks
+from adversarial.attacks import Attacked
+
+with warnings.catch_warnings():  # it imports parts of SciPy by their old names
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import foolbox
+
+pytestmark = pytest.mark.lenient
+
+CLASSES = 5
+
+
+def network(images: Array) -> Array:
+    """A small network that no attack knows: two layers with fixed random weights."""
+    first, second = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in ((1, (48, 16)), (2, (16, 5))))
+    return jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first) @ second
+
+
+@pytest.fixture(scope="module")
+def images() -> Array:
+    return jax.random.uniform(jax.random.key(0), (12, 4, 4, 3))
+
+
+@pytest.fixture(scope="module")
+def labels(images: Array) -> Array:
+    return attacks.likeliest(network, images)
+
+
+def foolboxed(attack: Any, images: Array, labels: Array, epsilon: float, targeted: bool = False) -> tuple[Any, Any]:
+    criterion = foolbox.criteria.TargetedMisclassification if targeted else foolbox.criteria.Misclassification
+    _, moved, success = attack(foolbox.JAXModel(network, bounds=(0, 1)), images, criterion(labels), epsilons=epsilon)
+    return moved, success
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.5])
+def test_fgsm_is_that_of_foolbox(images: Array, labels: Array, epsilon: float) -> None:
+    ours = attacks.fgsm(network, images, labels, epsilon)
+    theirs, success = foolboxed(foolbox.attacks.LinfFastGradientAttack(random_start=False), images, labels, epsilon)
+    np.testing.assert_allclose(ours.images, theirs, atol=1e-6)
+    assert int(ours.success.sum()) >= int(success.sum())
+    with jax.enable_x64(True):  # in float32 a gradient is known to about 2e-6 of its length
+        doubles = jnp.asarray(np.asarray(images, np.float64))
+        ours = attacks.fgsm(network, doubles, labels, epsilon, norm="l2")
+        theirs, _ = foolboxed(foolbox.attacks.L2FastGradientAttack(random_start=False), doubles, labels, epsilon)
+    np.testing.assert_allclose(ours.images, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_projected_gradient_descent_is_that_of_foolbox(
+    images: Array, labels: Array, norm: attacks.Norm, targeted: bool
+) -> None:
+    aims = attacks.likeliest(network, images, 2) if targeted else labels
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    theirs, success = foolboxed(kind(steps=7, abs_stepsize=0.05, random_start=False), images, aims, 0.2, targeted)
+    ours = attacks.iterated(network, images, aims, 0.2, step_size=0.05, steps=7, targeted=targeted, norm=norm)
+    np.testing.assert_allclose(ours.images, theirs, atol=1e-6)
+    assert int(ours.success.sum()) >= int(success.sum())
+
+
+def test_one_step_with_any_momentum_is_fgsm(images: Array, labels: Array) -> None:
+    step = attacks.iterated(network, images, labels, 0.1, step_size=0.1, steps=1, momentum=0.9)
+    np.testing.assert_array_equal(step.images, attacks.fgsm(network, images, labels, 0.1).images)
+
+
+def test_momentum_accumulates_normalised_gradients(images: Array, labels: Array) -> None:
+    kept, moved = np.zeros(images.shape), np.asarray(images)
+    for _ in range(4):
+        gradient = np.asarray(
+            jax.grad(lambda x: attacks.loss(network, x, labels).sum())(jnp.asarray(moved)), np.float64
+        )
+        kept = 0.5 * kept + gradient / np.abs(gradient).sum(axis=(1, 2, 3), keepdims=True)
+        stepped = moved + 0.03 * np.sign(kept)
+        moved = np.clip(np.clip(stepped, images - 0.05, images + 0.05), 0, 1).astype(np.float32)
+    ours = attacks.iterated(network, images, labels, 0.05, step_size=0.03, steps=4, momentum=0.5)
+    np.testing.assert_allclose(ours.images, moved, atol=1e-6)
+
+
+def test_a_sweep_is_its_attacks_one_by_one(images: Array, labels: Array) -> None:
+    rows = jnp.stack([labels, *(attacks.likeliest(network, images, rank) for rank in (2, 3, 4))])
+    targeted, epsilons = np.asarray([False, True, True, True]), np.asarray([0.0, 0.02, 0.3], np.float32)
+    swept = jax.jit(lambda x: attacks.sweep(network, x, rows, jnp.asarray(targeted), jnp.asarray(epsilons)))(images)
+    for row, epsilon in np.ndindex(4, 3):
+        alone = attacks.fgsm(network, images, rows[row], epsilons[epsilon], targeted=bool(targeted[row]))
+        np.testing.assert_allclose(swept.images[row, epsilon], alone.images, atol=1e-6)
+        np.testing.assert_array_equal(swept.success[row, epsilon], alone.success)
+
+
+def test_a_sweep_takes_one_gradient_a_target_however_many_epsilons(images: Array, labels: Array) -> None:
+    def gradients(count: int) -> int:
+        calls = []
+
+        def counted(x: Array) -> Array:
+            calls.append(x)
+            return network(x)
+
+        rows, targeted = jnp.stack([labels, labels]), jnp.asarray([False, True])
+        jax.make_jaxpr(lambda x: attacks.sweep(counted, x, rows, targeted, jnp.linspace(0, 1, count)))(images)
+        return len(calls)
+
+    assert gradients(2) == gradients(50) == 2  # one under the gradient, one to look at the results
+
+
+def test_restarts_keep_the_best_of_every_image(images: Array, labels: Array) -> None:
+    arguments: dict[str, Any] = {"step_size": 0.02, "steps": 3}
+    many = attacks.pgd(jax.random.key(3), network, images, labels, 0.08, restarts=6, **arguments)
+    starts = [
+        attacks.iterated(
+            network,
+            images,
+            labels,
+            0.08,
+            start=jnp.clip(images + 0.08 * attacks.random_in_ball(key, images.shape, "linf"), 0, 1),
+            **arguments,
+        )
+        for key in jax.random.split(jax.random.key(3), 6)
+    ]
+    np.testing.assert_array_equal(many.success, np.any([one.success for one in starts], axis=0))
+    losses = np.asarray([attacks.loss(network, one.images, labels) for one in starts])
+    won = np.asarray([one.success for one in starts])
+    best = np.where(won.any(axis=0), np.where(won, losses, -np.inf).max(axis=0), losses.max(axis=0))
+    np.testing.assert_allclose(attacks.loss(network, many.images, labels), best, rtol=1e-5)
+
+
+@given(
+    epsilon=st.floats(0, 2, width=32),
+    seed=st.integers(0, 100),
+    targeted=st.booleans(),
+    norm=st.sampled_from(["linf", "l2"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_no_attack_leaves_the_ball_or_the_bounds(epsilon: float, seed: int, targeted: bool, norm: attacks.Norm) -> None:
+    images = jax.random.uniform(jax.random.key(seed), (3, 4, 4, 3))
+    before, labels = np.array(images), attacks.likeliest(network, images, 1 + targeted)
+    key, options = jax.random.key(seed), {"targeted": targeted, "norm": norm}
+    for attacked in (
+        attacks.fgsm(network, images, labels, epsilon, **options),
+        attacks.pgd(key, network, images, labels, epsilon, step_size=epsilon / 2, steps=3, restarts=2, **options),
+    ):
+        difference = np.asarray(attacked.images, np.float64) - before
+        size = np.abs(difference).max() if norm == "linf" else np.sqrt((difference**2).sum(axis=(1, 2, 3)).max())
+        assert size <= epsilon * (1 + 1e-6) + 2e-7
+        assert attacked.images.min() >= 0 and attacked.images.max() <= 1
+        if not epsilon:
+            np.testing.assert_array_equal(attacked.images, before)
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_to_first_order_untargeted_raises_and_targeted_lowers_the_loss(
+    images: Array, targeted: bool, norm: attacks.Norm
+) -> None:
+    inside, labels = 0.25 + images / 2, jnp.arange(12) % CLASSES
+    moved = attacks.fgsm(network, inside, labels, 1e-4, targeted=targeted, norm=norm).images
+    change = attacks.loss(network, moved, labels) - attacks.loss(network, inside, labels)
+    gradient = jax.grad(lambda x: attacks.loss(network, x, labels).sum())(inside)
+    slope = jnp.abs(gradient) if norm == "linf" else gradient**2
+    expected = 1e-4 * (jnp.sum(slope, axis=(1, 2, 3)) ** (1 if norm == "linf" else 0.5))
+    np.testing.assert_allclose(change, -expected if targeted else expected, rtol=0.05, atol=1e-6)
+
+
+def test_images_do_not_depend_on_their_batch_or_on_chunks(images: Array, labels: Array) -> None:
+    def attack(images: Array, labels: Array) -> Attacked:
+        return attacks.iterated(network, images, labels, 0.1, step_size=0.04, steps=4)
+
+    whole = attack(images, labels)
+    for chunk in (1, 5, 12, 40):
+        chunked = attacks.in_chunks(attack, images, labels, chunk)
+        np.testing.assert_allclose(chunked.images, whole.images, atol=1e-6)
+        np.testing.assert_array_equal(chunked.success, whole.success)
+
+
+def test_success_is_another_class_or_the_target() -> None:
+    logits, labels = jnp.eye(3)[jnp.asarray([0, 1, 2])], jnp.asarray([0, 2, 2])
+    assert attacks.succeeded(logits, labels, targeted=False).tolist() == [False, True, False]
+    assert attacks.succeeded(logits, labels, targeted=True).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_fill_the_ball(norm: attacks.Norm) -> None:
+    points = np.asarray(attacks.random_in_ball(jax.random.key(0), (4000, 1, 1, 2), norm), np.float64).reshape(-1, 2)
+    size = np.abs(points).max(axis=1) if norm == "linf" else np.linalg.norm(points, axis=1)
+    assert size.max() <= 1 + 1e-6
+    np.testing.assert_allclose(np.mean(size <= 0.5), 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 4000))
+
+
+def test_ranks_count_from_the_top_and_from_the_end() -> None:
+    def constant(images: Array) -> Array:
+        return jnp.asarray([[0.1, 3.0, 2.0, -1.0]])
+
+    ranked: Callable[[int], int] = lambda rank: int(attacks.likeliest(constant, jnp.zeros((1, 1, 1, 3)), rank)[0])  # noqa: E731
+    assert [ranked(rank) for rank in (1, 2, 3, 4, -1)] == [1, 2, 0, 3, 3]
