@@ -131,11 +131,11 @@ def iterated(
         momentum: Share of the past gradients that is kept.
         start: Where to begin, within the ball; the images themselves if not told.
     """
-    sign = jnp.asarray(targeted)
+    aimed = jnp.asarray(targeted)
 
     def step(_: Array, state: tuple[Images, Images]) -> tuple[Images, Images]:
         moved, kept = state
-        gradient = _gradient(logits, moved, labels, sign)
+        gradient = _gradient(logits, moved, labels, aimed)
         if momentum is not None:
             gradient = kept = momentum * kept + gradient / _positive(
                 jnp.sum(jnp.abs(gradient), (1, 2, 3), keepdims=True)
@@ -145,7 +145,7 @@ def iterated(
 
     begun = images if start is None else start
     moved, _ = jax.lax.fori_loop(0, steps, step, (begun, jnp.zeros_like(images)))
-    return Attacked(moved, succeeded(logits(moved), labels, sign))
+    return Attacked(moved, succeeded(logits(moved), labels, aimed))
 
 
 def pgd(
@@ -228,7 +228,7 @@ def random_in_ball(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> I
 
 
 def _gradient(logits: Logits, images: Images, labels: Labels, targeted: Bool[Array, ""]) -> Images:
-    """∇ₓ of s · L summed over the batch, so that an image's gradient does not depend on the others."""
+    """∇ₓL, negated if targeted; L is a sum over the batch, so that no image's gradient depends on the others."""
     gradient = jax.grad(lambda x: jnp.sum(loss(logits, x, labels)))(images)
     return jnp.where(targeted, -gradient, gradient)
 

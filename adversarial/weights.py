@@ -4,7 +4,9 @@ Layers have Keras's names in both. A Dense layer, of which there is at most one,
 new head on a base. Of depthwise kernels Keras has the last two axes the other way.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,52 +15,51 @@ import numpy as np
 from adversarial.mobilenet_v2 import MobileNetV2, multiple_of_8
 from runtime import keras_weights
 from runtime.errors import UserError
-from vae.train import Parameters
 
-KERAS_NAMES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+Variables = dict[str, Any]
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 
 
-def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Parameters]:
+def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Variables]:
     """A network as wide and with as many classes as its weights say, and its variables.
 
     Raises:
         UserError: The file is missing, damaged, or of another network: the first weight that is missing, extra or
             misshapen is told.
     """
-    arrays = {
-        _ours(name, array): _transposed(name, array) for name, array in keras_weights.read(path, md5 or None).items()
-    }
-    network = MobileNetV2(_alpha(path, arrays), _classes(arrays))
-    template = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    saved = keras_weights.read(path, md5 or None)
     try:
+        arrays = _in_our_names(saved)
+        network = MobileNetV2(_alpha(arrays), _classes(arrays))
+        template = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         return network, keras_weights.assign(template, arrays, _names(template))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _ours(name: str, array: np.ndarray) -> str:
-    """Layer and variable, without the models around them."""
-    *_, layer, variable = name.split("/")
-    if variable == "depthwise_kernel":
-        variable = "kernel"
-    is_dense = array.ndim == (2 if variable == "kernel" else 1) and variable in ("kernel", "bias")
-    return f"{'predictions' if is_dense else layer}/{variable}"
+def _in_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Layer and variable without the models around them; the Dense layer as Keras's top, if there is one alone."""
+    dense = {name.rpartition("/")[0] for name, array in arrays.items() if name.endswith("/kernel") and array.ndim == 2}
+    renamed = {}
+    for name, array in arrays.items():
+        path, _, variable = name.rpartition("/")
+        layer = "predictions" if dense == {path} else path.rpartition("/")[2]
+        is_depthwise = layer.endswith("depthwise") and array.ndim == 4
+        renamed[f"{layer}/{variable.removeprefix('depthwise_')}"] = array.swapaxes(2, 3) if is_depthwise else array
+    if len(renamed) != len(arrays):
+        raise UserError("weights: two layers have one name, expected those of a single Keras MobileNetV2")
+    return renamed
 
 
-def _transposed(name: str, array: np.ndarray) -> np.ndarray:
-    return array.swapaxes(2, 3) if "depthwise/" in name and array.ndim == 4 else array
-
-
-def _alpha(path: Path, arrays: dict[str, np.ndarray]) -> float:
+def _alpha(arrays: dict[str, np.ndarray]) -> float:
     """The width whose stem and first projection have the channels of the weights."""
     found = tuple(getattr(arrays.get(f"{layer}/kernel"), "shape", (0,))[-1] for layer in ("Conv1", "block_13_project"))
     for alpha in WIDTHS:
         if found == (multiple_of_8(32 * alpha), multiple_of_8(int(160 * alpha))):
             return alpha
     if 0 in found:
-        raise UserError(f"{path}: has no Conv1 or no block_13_project, expected the weights of a Keras MobileNetV2")
-    raise UserError(f"{path}: Conv1 and block_13_project have {found} channels, which no published width has")
+        raise UserError("weights: no Conv1 or no block_13_project, expected the weights of a Keras MobileNetV2")
+    raise UserError(f"weights: Conv1 and block_13_project have {found} channels, which no published width has")
 
 
 def _classes(arrays: dict[str, np.ndarray]) -> int | None:
@@ -66,11 +67,11 @@ def _classes(arrays: dict[str, np.ndarray]) -> int | None:
     return None if kernel is None else kernel.shape[-1]
 
 
-def _names(template: Parameters) -> dict[str, str]:
+def _names(template: Variables) -> dict[str, str]:
     """Path of every variable to its layer and Keras's name for it."""
     names = {}
-    for key, _ in jax.tree_util.tree_leaves_with_path(template):
-        path = jax.tree_util.keystr(key, simple=True, separator="/")
+    for path in keras_weights.paths(template):
         _, layer, variable = path.split("/")
-        names[path] = f"{layer}/{variable if variable == 'kernel' or layer == 'predictions' else KERAS_NAMES[variable]}"
+        is_norm = variable != "kernel" and layer != "predictions"
+        names[path] = f"{layer}/{keras_weights.FLAX_TO_KERAS[variable] if is_norm else variable}"
     return names

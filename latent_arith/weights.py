@@ -26,7 +26,6 @@ from vae.train import Parameters, TrainState
 
 WEIGHTS = "weights.npz"
 CHECKPOINTS = Path("checkpoints", "face_vae")
-KERAS_NAMES = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 
 
 def save(path: Path, params: Parameters) -> None:
@@ -56,7 +55,9 @@ def load(path: Path, md5: str = "") -> Parameters:
     else:
         arrays = _in_our_names(keras_weights.read(path, md5 or None))
     try:
-        return keras_weights.assign(_template(), arrays, dict(zip(_paths(), _names(), strict=True)))
+        return keras_weights.assign(
+            _template(), arrays, dict(zip(keras_weights.paths(_template()), _names(), strict=True))
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -66,17 +67,12 @@ def _template() -> Parameters:
     return template
 
 
-def _paths() -> list[str]:
-    leaves = jax.tree_util.tree_leaves_with_path(_template())
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-
-
 def _names() -> list[str]:
     """Keras's name of every variable, in the order of our leaves."""
     names = []
-    for path in _paths():
+    for path in keras_weights.paths(_template()):
         network, _, layer, variable = path.split("/")
-        names.append(f"{network}/{layer}/{KERAS_NAMES[variable] if '_norm_' in layer else variable}")
+        names.append(f"{network}/{layer}/{keras_weights.FLAX_TO_KERAS[variable] if '_norm_' in layer else variable}")
     return names
 
 

@@ -39,6 +39,8 @@ from runtime.errors import UserError, first_line
 Tree = TypeVar("Tree")
 Named = Iterator[tuple[str, np.ndarray]]
 
+FLAX_TO_KERAS = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+"""Variables of a BatchNorm."""
 BATCH_NORMALIZATION = ["gamma", "beta", "moving_mean", "moving_variance"]
 KERNEL_LAYER = re.compile(r"(dense|(depthwise_)?conv\dd(_transpose)?)(_\d+)?")
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -90,8 +92,8 @@ def assign(template: Tree, arrays: Mapping[str, np.ndarray], names: Mapping[str,
     Raises:
         UserError: A weight is missing, extra, wanted twice, or misshapen.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+    leaves, structure = jax.tree.flatten(template)
+    shapes = dict(zip(paths(template), (leaf.shape for leaf in leaves), strict=True))
     for path, shape in shapes.items():
         name = names.get(path)
         if name is None or name not in arrays:
@@ -107,6 +109,11 @@ def assign(template: Tree, arrays: Mapping[str, np.ndarray], names: Mapping[str,
                 f"weights: {name} of shape {array.shape} has {places[name]} places in the network, expected 1"
             )
     return jax.tree_util.tree_unflatten(structure, [np.asarray(arrays[names[path]], np.float32) for path in shapes])
+
+
+def paths(tree: Any) -> list[str]:
+    """Path of every leaf, `params/encoder/conv_0/kernel`, in the order of the leaves."""
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
 def read_hdf5(source: Path | IO[bytes], config: Mapping[str, Any] | None = None) -> Named:

@@ -12,7 +12,6 @@ import pytest
 from adversarial import weights
 from adversarial.mobilenet_v2 import MobileNetV2
 from runtime.errors import UserError
-from vae.train import Parameters
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, on NumPy 2
 
@@ -39,7 +38,7 @@ def of_keras(model: keras.Model, images: np.ndarray) -> Any:
         return jax.tree.map(np.asarray, model(images))
 
 
-def ours(model: keras.Model, directory: Path) -> tuple[MobileNetV2, Parameters]:
+def ours(model: keras.Model, directory: Path) -> tuple[MobileNetV2, weights.Variables]:
     path = directory / "model.weights.h5"
     model.save_weights(path)
     return weights.load(path)
@@ -101,7 +100,7 @@ def test_a_training_step_moves_the_running_statistics() -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     other = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
     other.save_weights(tmp_path / "other.weights.h5")
-    with pytest.raises(UserError, match="has no Conv1"):
+    with pytest.raises(UserError, match="no Conv1"):
         weights.load(tmp_path / "other.weights.h5")
     model = keras_model(0.35, 96)
     names = [variable.path for variable in model.variables]
@@ -109,3 +108,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     keras.Model(model.input, model.get_layer("block_15_add").output).save_weights(tmp_path / "cut.weights.h5")
     with pytest.raises(UserError, match=r"Conv_1_bn/mean: missing"):
         weights.load(tmp_path / "cut.weights.h5")
+    two = [keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(model.layers[-3].output)) for _ in range(2)]
+    keras.Model(model.input, two).save_weights(tmp_path / "two.weights.h5")
+    with pytest.raises(UserError, match=r"dense\w*/kernel .* has 0 places"):
+        weights.load(tmp_path / "two.weights.h5")
