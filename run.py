@@ -1,6 +1,7 @@
 """latentlab's command line: parses, dispatches, and turns errors into one line and an exit code.
 
-python run.py [all | vae | latent-arith] [--preset quick|demo|seed] [--out DIR | --resume RUN] [--FIELD VALUE …]
+python run.py [all | vae | latent-arith | adversarial] [--preset quick|demo|seed] [--out DIR | --resume RUN]
+              [--FIELD VALUE …]
 python run.py redraw EDIT.npz --weights WEIGHTS [--out FILE.png]
 python run.py check RUN
 python run.py figures RUN
@@ -20,12 +21,13 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
+import adversarial.config
 import latent_arith.config
 import vae.config
 from runtime import interrupts, run_directory
 from runtime.errors import UserError
 
-EXPERIMENTS = {"vae": "vae", "latent-arith": "latent_arith"}
+EXPERIMENTS = {"vae": "vae", "latent-arith": "latent_arith", "adversarial": "adversarial"}
 """Command to package, in the order in which `all` runs them."""
 
 Config = TypeVar("Config")
@@ -37,13 +39,16 @@ class AllConfig:
 
     vae: vae.config.VaeConfig
     latent_arith: latent_arith.config.LatentArithConfig
+    adversarial: adversarial.config.AdversarialConfig
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "vae": vae.config.PRESETS,
     "latent-arith": latent_arith.config.PRESETS,
+    "adversarial": adversarial.config.PRESETS,
     "all": {
-        name: AllConfig(vae.config.PRESETS[name], latent_arith.config.PRESETS[name]) for name in vae.config.PRESETS
+        name: AllConfig(vae.config.PRESETS[name], latent_arith.config.PRESETS[name], adversarial.config.PRESETS[name])
+        for name in vae.config.PRESETS
     },
 }
 
@@ -205,7 +210,9 @@ def _from_dict(kind: Any, values: Any, run_dir: Path) -> Any:
         odd = sorted(set(values) ^ set(fields)) if isinstance(values, dict) else values
         raise UserError(f"{run_dir / 'config.json'} is of another version of {kind.__name__}: it differs in {odd}")
     return kind(**{
-        name: _from_dict(fields[name], value, run_dir) if dataclasses.is_dataclass(fields[name]) else value
+        name: _from_dict(fields[name], value, run_dir) if dataclasses.is_dataclass(fields[name])
+        else tuple(value) if isinstance(value, list)
+        else value
         for name, value in values.items()
     })  # fmt: skip
 

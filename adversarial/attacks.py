@@ -107,7 +107,7 @@ def iterated(
     *,
     step_size: float | Float[Array, ""],
     steps: int,
-    targeted: bool = False,
+    targeted: bool | Bool[Array, ""] = False,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
     momentum: float | None = None,
@@ -158,7 +158,7 @@ def pgd(
     step_size: float | Float[Array, ""],
     steps: int,
     restarts: int = 1,
-    targeted: bool = False,
+    targeted: bool | Bool[Array, ""] = False,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
 ) -> Attacked:
@@ -183,7 +183,7 @@ def pgd(
             start=start,
         )
         gain = loss(logits, attacked.images, labels)
-        return attacked, -gain if targeted else gain
+        return attacked, jnp.where(jnp.asarray(targeted), -gain, gain)
 
     attacked, gain = jax.lax.map(from_start, jax.random.split(key, restarts))
     best = jnp.lexsort((gain, attacked.success), axis=0)[-1]

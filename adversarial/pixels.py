@@ -1,15 +1,20 @@
-"""Adversarial images that survive being saved: on the 8-bit grid, and still within ε of the picture.
+"""Pixel ranges, ε with its range, and adversarial images that survive being saved.
 
-Rounding to the nearest grey level can leave the ball: with ε = 0.01 of [0, 1], 2.55 grey levels become 3. Here the
-difference is rounded towards 0, so that no pixel is farther than ε from the original.
+Rounding an adversarial image to the nearest grey level can leave the ball: with ε = 0.01 of [0, 1], 2.55 grey levels
+become 3. Here the difference from the picture is rounded towards 0, so that no pixel is farther than ε from it.
 """
 
 import io
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
+
+from runtime.errors import UserError
 
 GREY_LEVELS = 255
 SLACK = 1e-3  # of a grey level: what float32 arithmetic may have lost on the way from an exact level
@@ -17,32 +22,74 @@ SLACK = 1e-3  # of a grey level: what float32 arithmetic may have lost on the wa
 Pixels = UInt8[np.ndarray, "*batch h w c"]
 
 
-def grey_levels(epsilon: float, bounds: tuple[float, float]) -> float:
-    """ε of a range of pixels, in grey levels: 255 · ε / (high - low)."""
-    low, high = bounds
-    return GREY_LEVELS * epsilon / (high - low)
+class PixelRange(NamedTuple):
+    """What black and white are."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}]"
 
 
-def whole_grey_levels(epsilon: float, bounds: tuple[float, float]) -> int:
-    """How many whole grey levels a pixel may move: the largest integer that does not exceed ε, but for rounding."""
-    return math.floor(grey_levels(epsilon, bounds) * (1 + 1e-6))
+RANGES = {"zero-one": PixelRange(0.0, 1.0), "minus-one-one": PixelRange(-1.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """Radius of an attack, in the unit of a range of pixels.
+
+    Attributes:
+        value: The radius, 0 or more.
+        range: What it is counted in.
+
+    Raises:
+        UserError: It is negative, infinite or not a number.
+    """
+
+    value: float
+    range: PixelRange
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value < math.inf:
+            raise UserError(f"epsilon is {self.value}, expected a number from 0, in the unit of {self.range}")
+
+    @property
+    def fraction(self) -> float:
+        """Share of the whole range, which is the radius in [0, 1]: ε / (high - low)."""
+        return self.value / (self.range.high - self.range.low)
+
+    @property
+    def grey_levels(self) -> float:
+        """In grey levels: 255 · ε / (high - low)."""
+        return GREY_LEVELS * self.fraction
+
+    @property
+    def whole_grey_levels(self) -> int:
+        """How many whole grey levels a pixel may move: the largest integer that does not exceed ε, but for rounding."""
+        return min(math.floor(self.grey_levels * (1 + 1e-6)), GREY_LEVELS)
+
+    def __str__(self) -> str:
+        return f"{self.value:g} of {self.range} ({self.grey_levels:.4g} grey levels)"
+
+
+def most_grey_levels(radii: Sequence[Epsilon], in_linf: bool = True) -> Int[np.ndarray, " epsilons"]:
+    """How far a pixel may move at every ε, for `round_inward`; a radius in L2 bounds no single pixel."""
+    return np.asarray([radius.whole_grey_levels if in_linf else GREY_LEVELS for radius in radii])
 
 
 def round_inward(
-    adversarial: Float[np.ndarray, "*batch h w c"], original: Pixels, epsilon: float, bounds: tuple[float, float]
+    adversarial: Float[np.ndarray, "*batch h w c"], original: Pixels, most: int | np.ndarray = GREY_LEVELS
 ) -> Pixels:
-    """Adversarial pixels in `bounds` as grey levels, none farther than ε from the original in L∞.
+    """Adversarial pixels in [0, 1] as grey levels, each between the original and what it was, at most `most` away.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes do not go together.
     """
-    if adversarial.shape != original.shape:
+    if adversarial.shape[-original.ndim :] != original.shape:
         raise ValueError(f"adversarial images have shape {adversarial.shape}, the originals {original.shape}")
-    low, high = bounds
-    levels = (adversarial.astype(np.float64) - low) * (GREY_LEVELS / (high - low))
-    difference = levels - original
+    difference = adversarial.astype(np.float64) * GREY_LEVELS - original
     inward = np.trunc(difference + SLACK * np.sign(difference))
-    most = whole_grey_levels(epsilon, bounds)
     return np.clip(original + np.clip(inward, -most, most), 0, GREY_LEVELS).astype(np.uint8)
 
 

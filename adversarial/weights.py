@@ -4,7 +4,7 @@ Layers have Keras's names in both. A Dense layer, of which there is at most one,
 new head on a base. Of depthwise kernels Keras has the last two axes the other way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,20 @@ def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Variables]:
         return network, keras_weights.assign(template, arrays, _names(template))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def input_size(path: Path) -> int | None:
+    """Height of the images that the model in a file was built for; None where the file does not tell."""
+
+    def shapes(config: Any) -> Iterator[Any]:
+        inner = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
+        if isinstance(config, dict):
+            yield from (config[key] for key in ("batch_shape", "batch_input_shape") if key in config)
+        for part in inner:
+            yield from shapes(part)
+
+    found = shapes(keras_weights.configuration(path))
+    return next((s[1] for s in found if isinstance(s, list) and len(s) == 4 and isinstance(s[1], int)), None)
 
 
 def _in_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

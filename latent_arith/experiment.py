@@ -31,9 +31,9 @@ from latent_arith.scorecard import Estimate
 from runtime.check import ArrayForm, Expected
 from runtime.checkpoints import Checkpoints, digest
 from runtime.errors import UserError
+from runtime.figures import save
 from runtime.run_directory import Metrics, write_json, write_npz
 from vae import train
-from vae.figures import save
 from vae.train import Parameters, TrainState
 
 LABEL = "face_vae"

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -18,13 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from latent_arith.edits import Edit, read_edits
+from runtime.figures import BLUE, ORANGE, file_name, save
 from runtime.run_directory import Metrics, read_npz
-from vae.figures import by_epoch, save, tile
+from vae.figures import by_epoch, tile
 
 WIDTH = 11.0  # inches
 SIDE, GAP = 128, 4  # pixels of a face, and between faces
 CELL = SIDE + GAP
-BLUE, ORANGE = "#1f78b4", "#d95f02"
 CONTRASTS = {"raw": "Raw", "balanced": "Balanced", "orthogonal": "Orthogonal"}
 
 _PICTURES = ("reconstructions", "prior_samples", "edits", "interpolation", "edit_strip")
@@ -77,11 +76,6 @@ def draw(run_dir: Path) -> list[Path]:
         make = partial(edited_faces, title, pictures["edit_originals"], edits, factors)
         paths.append(save(run_dir / "figures" / "edits" / file_name(name), make))
     return paths
-
-
-def file_name(attribute: str) -> str:
-    """Name of an attribute's figure: letters, digits and _.-~ as they are, all else as %XX, so that none is a path."""
-    return f"{quote(attribute, safe='')}.png"
 
 
 def reconstructions(originals: Faces, decoded: Faces) -> Figure:

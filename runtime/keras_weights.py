@@ -116,6 +116,18 @@ def paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
+def configuration(path: Path) -> Any:
+    """The configuration of the model in a `.h5` or `.keras` file, of which nothing is run; None where it has none."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return json.loads(archive.read("config.json"))
+        with h5py.File(path, "r") as root:
+            return json.loads(root.attrs["model_config"])
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile):
+        return None
+
+
 def read_hdf5(source: Path | IO[bytes], config: Mapping[str, Any] | None = None) -> Named:
     """Yields the weights of the layouts that Keras has used in HDF5; `config` is that of a `.keras` file."""
     with h5py.File(source, "r") as root:

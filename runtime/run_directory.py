@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -173,9 +173,12 @@ class Metrics:
 
     def rewind(self, model: str, epoch: int) -> None:
         """Forgets what came after `epoch` of `model`: a resumed run writes it again."""
-        kept = [row for row in self.rows() if row["model"] != model or row["epoch"] <= epoch]
+        self.write([row for row in self.rows() if row["model"] != model or row["epoch"] <= epoch])
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Replaces all lines, atomically."""
         with atomic(self.path) as file:
-            file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def describe_machine() -> dict[str, Any]:

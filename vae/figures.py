@@ -1,6 +1,6 @@
 """Figures of the MNIST experiment: arrays in, PNG out. `draw` redraws them all from a run directory."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
 
-from runtime.run_directory import Metrics, atomic, read_json, read_npz
+from runtime.figures import BLUE, ORANGE, save
+from runtime.run_directory import Metrics, read_json, read_npz
 
 EXTENT = 12.5
-DOTS_PER_INCH = 110
 NAMES = {"autoencoder": "Autoencoder", "vae": "VAE"}
-COLOURS = {"autoencoder": "#d95f02", "vae": "#1f78b4"}
+COLOURS = {"autoencoder": ORANGE, "vae": BLUE}
 DIGITS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#6b6b6b", "#a9a61c", "#17becf")
 
 NAMES_OF_FIGURES = ("latent_space", "reconstructions", "manifold", "prior_samples", "losses")
@@ -147,17 +147,6 @@ def tile(
     whole = cells.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
     tiled = whole[: len(whole) - gap, : whole.shape[1] - gap]
     return tiled[..., 0] if channels == 1 else tiled
-
-
-def save(path: Path, make: Callable[[], Figure]) -> Path:
-    """Writes the figure that `make` draws as a PNG, atomically; the same figure gives the same bytes.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    with atomic(path) as file:
-        make().savefig(file, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight")
-    return path
 
 
 def _show(axes: Any, picture: np.ndarray) -> None:

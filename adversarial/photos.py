@@ -1,0 +1,191 @@
+"""Photos from anywhere as square RGB pixels of one size, and the class that a path tells.
+
+A photo is resized as TensorFlow's `tf.image.resize` does by default: bilinearly between the four nearest pixels, with
+half-pixel centres and no antialiasing, and with no regard to its proportions.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+from PIL import ExifTags, Image, ImageOps
+
+from adversarial.pixels import GREY_LEVELS
+from runtime.errors import UserError, first_line
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SHORTEST_SIDE = 32  # pixels
+MOST_MEGAPIXELS = 50
+TURNED = range(2, 9)  # EXIF orientations other than upright
+SIXTEEN_BITS = 2**16 - 1
+KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "palette", "PA": "palette"}
+"""Pillow's modes, by what a person calls them; others are called as Pillow does."""
+
+
+class Photo(NamedTuple):
+    """A square photo, and what had to be done to make it one of 8-bit RGB."""
+
+    pixels: UInt8[np.ndarray, "size size 3"]
+    notes: tuple[str, ...]
+
+
+def find(directory: Path) -> list[Path]:
+    """All photos below a directory by their suffix, sorted; hidden files and directories are left out.
+
+    Raises:
+        UserError: It is no directory, or holds no photo.
+    """
+    try:
+        if not directory.is_dir():
+            raise UserError(f"{directory}: is no directory, expected one of photos")
+        found = [
+            path
+            for path in directory.rglob("*")
+            if path.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+            and path.is_file()
+        ]
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be searched ({error.strerror})") from error
+    if not found:
+        raise UserError(f"{directory}: holds no photos, expected files that end in {' '.join(SUFFIXES)}")
+    return sorted(found)
+
+
+def label_of(path: Path, root: Path, classes: Sequence[tuple[str, str]]) -> int:
+    """Index of a photo's class, as its path tells it.
+
+    That is the name of the folder that the photo lies in: a class's name, WordNet id or index. For a photo in `root`
+    itself it is the index after the last `_` of its name, as in `imagenet_00_243.jpg`.
+
+    Args:
+        path: A photo at any depth below `root`.
+        root: Where all photos are.
+        classes: WordNet id and name of every class, in the network's order.
+
+    Raises:
+        UserError: The path tells no class, or one that the network does not have.
+    """
+    if path.parent == root:
+        word = path.stem.rpartition("_")[2]
+        expected = "its name; expected its index before the suffix, as in dog_7.jpg"
+    else:
+        word = path.parent.name
+        expected = "its folder; expected one called by a class's name, WordNet id or index"
+        indices = [index for index, names in enumerate(classes) if word in names]
+        if len(indices) > 1:
+            those = " and ".join(map(str, indices))
+            raise UserError(f"{path}: classes {those} are called {word}, expected a WordNet id or index")
+        if indices:
+            return indices[0]
+    if not (word.isascii() and word.isdecimal()):
+        raise UserError(f"{path}: no class can be told from {expected}")
+    if int(word) >= len(classes):
+        raise UserError(f"{path}: class {word}, but the network has {len(classes)} (0 to {len(classes) - 1})")
+    return int(word)
+
+
+def read(path: Path, size: int) -> Photo:
+    """Reads a photo as `size` × `size` pixels of 8-bit RGB, rounded to the nearest grey level.
+
+    It is turned upright as its EXIF says, laid on white where it is transparent, and of several frames the first.
+
+    Raises:
+        UserError: The file cannot be read, is damaged or of another format, or its sides are not within the limits.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    with file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's: of damage that it can mend, and of sizes that are refused below
+        if not path.stat().st_size:
+            raise UserError(f"{path}: is empty, expected a photo")
+        try:
+            image = Image.open(file, formats=FORMATS)
+            _check_sides(path, image)
+            rgb, notes = _upright_rgb(image)
+        except UserError:
+            raise
+        except Image.UnidentifiedImageError as error:
+            raise UserError(f"{path}: is no photo, expected one of {', '.join(FORMATS)}") from error
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{path}: is too large, expected at most {MOST_MEGAPIXELS} megapixels") from error
+        except Exception as error:  # Pillow's readers raise many types for damaged files
+            raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
+    levels = np.rint(GREY_LEVELS * resized(np.asarray(rgb), size))
+    return Photo(levels.astype(np.uint8), tuple(notes))
+
+
+def _check_sides(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if min(width, height) < SHORTEST_SIDE:
+        raise UserError(f"{path}: {width}×{height} pixels, expected at least {SHORTEST_SIDE} on either side")
+    if width * height > MOST_MEGAPIXELS * 1e6:
+        raise UserError(f"{path}: {width}×{height} pixels, expected at most {MOST_MEGAPIXELS} megapixels")
+
+
+def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    notes = []
+    # Of 16-bit RGB, which Pillow decodes as 8-bit, only the tiles tell, and only until EXIF is asked for.
+    if image.mode.startswith("I") or ";16" in str(getattr(image, "tile", "")):
+        notes.append("16-bit, reduced to 8")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"the first of {frames} frames")
+    if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
+        notes.append("turned upright, as its EXIF says")
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        image = _eight_bits(image)
+    kind = KINDS.get(image.mode, image.mode)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (GREY_LEVELS, GREY_LEVELS):
+            notes.append("transparent, laid on white")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if kind not in ("RGB", "RGBA"):
+        notes.append(f"{kind}, made RGB")
+    return image.convert("RGB"), notes
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image)
+    if image.mode == "F":
+        raise ValueError("pixels are floats, expected 8 or 16 bits")
+    if levels.min() < 0 or levels.max() > SIXTEEN_BITS:
+        raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, expected 0 to {SIXTEEN_BITS}")
+    return Image.fromarray(np.rint(levels * (GREY_LEVELS / SIXTEEN_BITS)).astype(np.uint8))
+
+
+def resized(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Float32[np.ndarray, "size size 3"]:
+    """Pixels divided by 255 and interpolated bilinearly at size × size points, in [0, 1].
+
+    Point i of a side of n pixels lies at (i + ½) · n / size - ½ between its two neighbours there, the outermost pixels
+    going on beyond the edge. As in TensorFlow that is reckoned in float32.
+
+    NumPy rather than `jax.image.resize`, which takes a third of a second to compile for each new shape of photo.
+    """
+    (top, bottom, down), (left, right, across) = (_neighbours(side, size) for side in pixels.shape[:2])
+
+    def row(vertical: Int[np.ndarray, " size"]) -> Float32[np.ndarray, "size size 3"]:
+        one, other = (pixels[np.ix_(vertical, side)] / np.float32(GREY_LEVELS) for side in (left, right))
+        return one + (other - one) * across[:, None]
+
+    upper, lower = row(top), row(bottom)
+    return upper + (lower - upper) * down[:, None, None]
+
+
+def _neighbours(
+    side: int, size: int
+) -> tuple[Int[np.ndarray, " size"], Int[np.ndarray, " size"], Float32[np.ndarray, " size"]]:
+    """For each point of a side, the pixels before and after it, and how far it is from the first to the second."""
+    half = np.float32(0.5)
+    points = (np.arange(size, dtype=np.float32) + half) * (np.float32(side) / np.float32(size)) - half
+    before = np.floor(points)
+    first, second = np.maximum(before, 0).astype(int), np.minimum(np.ceil(points), side - 1).astype(int)
+    return first, second, points - before
