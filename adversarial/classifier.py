@@ -6,7 +6,7 @@ them inside, so that gradients with respect to the image pass through it.
 
 import difflib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -57,19 +57,19 @@ PUBLISHED = {
 """Weights that have a name, and the asset that they are in."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["apply", "range", "classes"])
+@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network", "range", "classes"])
 @dataclass(frozen=True)
 class Classifier:
     """A network with all it takes to call it; a pytree whose leaves are its variables, so that `jit` takes it.
 
     Attributes:
-        apply: Variables and images in `range` to logits.
+        network: Its `apply` takes variables and images in `range` to logits; equal ones share what was compiled.
         variables: The network's weights and statistics.
         range: What it is fed.
         classes: Its classes in the order of the logits.
     """
 
-    apply: Callable[..., Any]
+    network: Any
     variables: Variables
     range: PixelRange
     classes: tuple[Class, ...]
@@ -78,7 +78,7 @@ class Classifier:
         """Logits of images 0…255 (uint8) or in [0, 1] (floats)."""
         low, high = self.range
         unit = images.astype(jnp.float32) / GREY_LEVELS if images.dtype == jnp.uint8 else images
-        return self.apply(self.variables, low + (high - low) * unit)
+        return self.network.apply(self.variables, low + (high - low) * unit)
 
     def index(self, text: str) -> int:
         """Index of the class that is called by its index, name or identifier; capitals do not count.
@@ -125,7 +125,7 @@ def open_classifier(
     classes = _classes(name, network.classes, names)
     if len(classes) != network.classes:
         raise UserError(f"{names}: {len(classes)} names, but {path} has {network.classes} classes; expected as many")
-    return Classifier(network.apply, variables, pixels, classes), weights.input_size(path)
+    return Classifier(network, variables, pixels, classes), weights.input_size(path)
 
 
 def decode_predictions(

@@ -43,8 +43,8 @@ def estimate(rows: Sequence[Mapping[str, Any]], radii: Sequence[Epsilon]) -> dic
         radii: The ε, in ascending order.
     """
     found = {
-        "epsilons": np.asarray([radius.value for radius in radii]),
-        "grey_levels": np.asarray([radius.grey_levels for radius in radii]),
+        "epsilons": np.asarray([radius.value for radius in radii], np.float64),
+        "grey_levels": np.asarray([radius.grey_levels for radius in radii], np.float64),
     }
     for name in ("correct", "correct_8_bit"):
         survived = np.logical_and.accumulate(np.asarray([row[name] for row in rows], bool), axis=1)
