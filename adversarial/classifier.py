@@ -77,8 +77,7 @@ class Classifier:
     def logits(self, images: Images) -> Float[Array, "n classes"]:
         """Logits of images 0…255 (uint8) or in [0, 1] (floats)."""
         low, high = self.range
-        unit = images.astype(jnp.float32) / GREY_LEVELS if images.dtype == jnp.uint8 else images
-        return self.network.apply(self.variables, low + (high - low) * unit)
+        return self.network.apply(self.variables, low + (high - low) * in_unit_range(images))
 
     def index(self, text: str) -> int:
         """Index of the class that is called by its index, name or identifier; capitals do not count.
@@ -101,6 +100,11 @@ class Classifier:
             expected = " or ".join(near) or f"an index from 0 to {count - 1}, or a name such as {self.classes[0].name}"
             raise UserError(f"class {text!r}: the network has none; expected {expected}")
         return found[0]
+
+
+def in_unit_range(images: Images) -> Float[Array, "n h w 3"]:
+    """Images 0…255 (uint8) as floats in [0, 1]; floats stay as they are."""
+    return images.astype(jnp.float32) / GREY_LEVELS if images.dtype == jnp.uint8 else images
 
 
 def open_classifier(

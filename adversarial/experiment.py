@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, UInt8
 from tqdm import tqdm
 
 from adversarial import figures, one_photo, photos, robustness
-from adversarial.classifier import Classifier, open_classifier
+from adversarial.classifier import Classifier, in_unit_range, open_classifier
 from adversarial.config import AdversarialConfig
 from adversarial.methods import Method
-from adversarial.pixels import GREY_LEVELS, RANGES, Epsilon, PixelRange, through_png
+from adversarial.pixels import RANGES, Epsilon, PixelRange, through_png
 from runtime import assets
 from runtime.check import ArrayForm, Expected
 from runtime.errors import UserError
@@ -91,14 +90,13 @@ def attack(
     method: Method,
     key: Key[Array, ""],
     classifier: Classifier,
-    images: UInt8[Array, "n h w 3"],
+    images: UInt8[Array, "n h w 3"] | Float[Array, "n h w 3"],
     labels: Int[Array, "objectives n"],
     targeted: Bool[Array, " objectives"],
     epsilons: Float[Array, " epsilons"],
 ) -> Float[Array, "objectives epsilons n h w 3"]:
-    """Every objective and every ε of [0, 1] in one compiled call; images in [0, 1]."""
-    unit = images.astype(jnp.float32) / GREY_LEVELS
-    return method.sweep(key, classifier.logits, unit, labels, targeted, epsilons).images
+    """Every objective and every ε of [0, 1] in one compiled call; images in [0, 1] from those or from uint8."""
+    return method.sweep(key, classifier.logits, in_unit_range(images), labels, targeted, epsilons).images
 
 
 def probabilities(classifier: Classifier, images: np.ndarray, at_once: int) -> Float[np.ndarray, "*batch classes"]:

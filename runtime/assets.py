@@ -113,6 +113,11 @@ REGISTRY: dict[str, Asset] = {
 """Every file by its name in the cache."""
 
 
+def directory() -> Path:
+    """Where the files are kept: `assets` in the user's cache of latentlab."""
+    return user_cache_path("latentlab") / "assets"
+
+
 def fetch(*names: str, cache: Path | None = None, registry: Mapping[str, Asset] = REGISTRY) -> list[Path]:
     """Paths of verified files, in the order of `names`; those not yet in the cache are fetched.
 
@@ -120,7 +125,7 @@ def fetch(*names: str, cache: Path | None = None, registry: Mapping[str, Asset] 
 
     Args:
         names: Keys of the registry.
-        cache: Directory of the files, by default `assets` in the user's cache of latentlab.
+        cache: Directory of the files, by default `directory()`.
         registry: The files there are.
 
     Raises:
@@ -130,7 +135,7 @@ def fetch(*names: str, cache: Path | None = None, registry: Mapping[str, Asset] 
     for name in names:
         if name not in registry:
             raise ValueError(f"no asset is called {name!r}, expected one of {', '.join(registry)}")
-    cache = cache or user_cache_path("latentlab") / "assets"
+    cache = cache or directory()
     try:
         if not all(_is_in_place(cache / name, registry[name]) for name in names):
             cache.mkdir(parents=True, exist_ok=True)

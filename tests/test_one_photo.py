@@ -115,7 +115,9 @@ def test_below_a_grey_level_nothing_survives_being_saved(rows: list[list[dict[st
     assert rows[0][1]["true_class_probability"] < rows[0][0]["true_class_probability"]
 
 
-def test_by_small_epsilons_targets_become_likelier_and_the_true_class_less_likely(rows: list[list[dict[str, Any]]]) -> None:
+def test_by_small_epsilons_targets_become_likelier_and_the_true_class_less_likely(
+    rows: list[list[dict[str, Any]]],
+) -> None:
     for row in rows:
         if row[0]["target_name"] not in ("dark", "bright"):  # to these all colours move alike
             true = [entry["true_class_probability"] for entry in row]

@@ -1,6 +1,7 @@
 """The command line as a user meets it: whole runs on a few digits, every mistake in one line, signals, resuming."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -70,6 +71,7 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     directory = tmp_path_factory.mktemp("runs") / "all"
     arguments = [name.replace("--", "--vae.") for name in small]
     arguments += [name.replace("--", "--latent-arith.") for name in SMALL_FACES]
+    arguments += ["--adversarial.epsilons", "0", "0.01"]
     assert run.main(["all", *arguments, "--out", str(directory)]) == 0
     return directory
 
@@ -83,7 +85,8 @@ def test_a_run_of_all_is_complete(finished: Path, capsys: pytest.CaptureFixture[
     assert run.main(["check", str(finished)]) == 0
     assert run.main(["check", str(finished / "vae")]) == 0
     assert run.main(["check", str(finished / "latent_arith")]) == 0
-    assert "complete, ans03, ans09, ans10, ans11" in capsys.readouterr().out
+    assert run.main(["check", str(finished / "adversarial")]) == 0
+    assert "complete, ans03, ans09, ans10, ans11, ans14, ans15, ans16, ans17, ans18" in capsys.readouterr().out
     np.testing.assert_array_equal(
         read_npz(finished / "deliverables.npz")["ans03"], read_npz(finished / "vae" / "latents.npz")["vae_z"]
     )
@@ -164,7 +167,7 @@ def test_check_finds_what_is_missing_or_wrong(copy: Path, fault: str, capsys: py
 
 
 MISTAKES = {
-    "there is no command 'vea'; expected one of vae, latent-arith, all": "vea",
+    "there is no command 'vea'; expected one of vae, latent-arith, adversarial, all": "vea",
     "there is no preset 'fast'; expected one of quick, demo, seed": "vae --preset fast",
     "data source 'mnist': expected 'packaged'": "vae --data mnist --out {new}",
     "idx: {old}/nowhere is not a directory": "vae --data idx:{old}/nowhere --out {new}",
@@ -179,6 +182,9 @@ MISTAKES = {
     "config.json is missing": "vae --resume {old}/nowhere",
     "is a run of 'all', not of 'vae'": "vae --resume {old}",
     "the run has vae.epochs = 4, the command line 5": "all --resume {old} --vae.epochs 5",
+    "the run has adversarial.epsilons = (0.0, 0.01), the command line (0.0, 0.1)": (
+        "all --resume {old} --adversarial.epsilons 0 0.1"
+    ),
     "the run has vae.data": "all --resume {old} --preset quick",
     "leave out --out and --overwrite": "all --resume {old} --overwrite",
     "check takes one argument": "check",
@@ -289,3 +295,12 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(
     said = capsys.readouterr().out
     assert "vae: checkpoint of epoch 4" in said and "vae: resuming after epoch 2 of 4" in said
     assert (damaged / "results.json").read_bytes() == (finished / "vae" / "results.json").read_bytes()
+
+
+def test_the_example_in_docs_attacks_the_encoder_of_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    location = importlib.util.spec_from_file_location("attack_vae", ROOT / "docs" / "attack_vae.py")
+    example = importlib.util.module_from_spec(location)
+    location.loader.exec_module(example)
+    shares = example.main(finished / "vae")
+    assert 0.2 < shares["fgsm"] <= shares["pgd"] <= 1 and shares["fgsm to the second nearest"] > 0.2
+    assert "of 40 digits" in capsys.readouterr().out
