@@ -9,8 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from adversarial import weights
+from adversarial import photos, weights
 from adversarial.mobilenet_v2 import MobileNetV2
+from runtime import assets
 from runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, on NumPy 2
@@ -44,22 +45,39 @@ def ours(model: keras.Model, directory: Path) -> tuple[MobileNetV2, weights.Vari
     return weights.load(path)
 
 
-@pytest.mark.parametrize(("alpha", "size"), [(1.0, 96), (0.5, 160), (0.35, 224), (0.35, 97)])
-def test_logits_and_every_block_are_those_of_keras(alpha: float, size: int, tmp_path: Path) -> None:
-    model = keras_model(alpha, size)
-    network, params = ours(model, tmp_path)
-    images = np.random.default_rng(1).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
-    normalized = [layer for layer in model.layers if layer.name.endswith(("_BN", "_bn", "bn_Conv1"))]
-    taps = keras.Model(model.input, [*(layer.output for layer in normalized), model.output])
-    *blocks, expected = of_keras(taps, images)
+def assert_blocks_equal(model: keras.Model, network: MobileNetV2, params: Any, images: np.ndarray) -> tuple[Any, Any]:
+    """Compares the outputs of all 52 normalised layers, and returns the logits and what Keras ends with.
 
+    The layers may be the model's own, or those of a base in it.
+    """
+    base = next((layer for layer in model.layers if isinstance(layer, keras.Model)), model)
+    normalized = [layer for layer in base.layers if layer.name.endswith(("_BN", "_bn", "bn_Conv1"))]
+    *blocks, end = of_keras(keras.Model(base.input, [*(layer.output for layer in normalized), base.output]), images)
+    expected = end if base is model else of_keras(model, images)
     logits, captured = jax.jit(lambda x: network.apply(params, x, capture_intermediates=True))(jnp.asarray(images))
     for layer, output in zip(normalized, blocks, strict=True):
         (found,) = captured["intermediates"][layer.name]["__call__"]
         np.testing.assert_allclose(found, output, rtol=1e-4, atol=1e-4, err_msg=layer.name)
     assert len(normalized) == 52
+    return logits, expected
+
+
+@pytest.mark.parametrize(("alpha", "size"), [(1.0, 96), (0.5, 160), (0.35, 224), (0.35, 97)])
+def test_logits_and_every_block_are_those_of_keras(alpha: float, size: int, tmp_path: Path) -> None:
+    model = keras_model(alpha, size)
+    network, params = ours(model, tmp_path)
+    images = np.random.default_rng(1).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
+    logits, expected = assert_blocks_equal(model, network, params, images)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     np.testing.assert_allclose(jax.nn.softmax(logits), jax.nn.softmax(expected), atol=1e-5)
+
+
+def test_with_trained_weights_too() -> None:
+    path, picture = assets.fetch("dog_breed_mobilenetv2.h5", "imagenet_00_243.jpg")
+    images = 2 * photos.read(picture, 160).pixels[None].astype(np.float32) / 255 - 1
+    model = keras.models.load_model(path, compile=False)
+    logits, expected = assert_blocks_equal(model, *weights.load(path), images)
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected, atol=1e-5)
 
 
 def test_the_network_has_as_many_weights_as_the_published_one() -> None:
