@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Float
 
 Padding = str | Sequence[tuple[int, int]]
@@ -204,12 +205,27 @@ def _axes_summed_after(kernel: Size, stride: int) -> tuple[int, ...]:
 
 
 def _depthwise_sum(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    size = _output_size(images, kernel, stride, pads)
+    """The weighted sum of all windows, compiled apart from what stands before and after it.
+
+    XLA's CPU backend fuses what comes before a window into it and computes it once for every tap: in a network's
+    gradient, all taps of the forward pass for every tap of the backward one. It drops optimization barriers before it
+    fuses, but keeps a call that is not to be inlined, and those of its derivative and transpose. The checkpoint keeps
+    the images for the kernel's gradient, not a copy for every tap.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return _sum_of_windows(images, kernel, stride, pads)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+@partial(jax.checkpoint, static_argnums=(2, 3))
+def _sum_of_windows(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    height, width = _output_size(images, kernel, stride, pads)
+    padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
     terms = []
     for row, column in itertools.product(*(range(n) for n in kernel.shape[:2])):
-        window = _window(images, 1, row - pads[0][0], size[0], stride)
-        window = _window(window, 2, column - pads[1][0], size[1], stride)
-        terms.append(window * kernel[row, column].reshape(1, 1, 1, -1))
+        rows = slice(row, row + stride * (height - 1) + 1, stride)
+        columns = slice(column, column + stride * (width - 1) + 1, stride)
+        terms.append(padded[:, rows, columns] * kernel[row, column, None, None])
     return reduce(jnp.add, terms)
 
 
