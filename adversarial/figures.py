@@ -17,6 +17,7 @@ OF_A_PHOTO = ("attacks", "confidence", "untargeted")
 BARS = 4
 SHOWN_RADII = 6
 GREY = "0.55"
+NORMS = {"linf": "L∞", "l2": "L2"}
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Entry = Mapping[str, Any]
@@ -131,7 +132,9 @@ def robust_accuracy(results: Mapping[str, Any]) -> Figure:
         axes.fill_between(levels, low, high, color=colour, alpha=0.15, linewidth=0)
     _radii(axes, levels)
     axes.set(ylim=(-0.02, 1.02), ylabel="photos recognised")
-    axes.set_title(f"{results['photos']:,} photos, {results['attack']} in {results['norm']}", fontsize=12)
+    axes.set_title(
+        f"{results['photos']:,} photos, {results['attack'].upper()} in {NORMS[results['norm']]}", fontsize=12
+    )
     axes.legend(frameon=False)
     return figure
 

@@ -169,6 +169,14 @@ def test_an_interrupted_run_of_many_goes_on_and_ends_the_same(
     assert {name: (directory / name).read_bytes() for name in whole} == whole
 
 
+def test_no_class_name_is_a_path_or_a_formula(attack: Command, tmp_path: Path, photos: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("$\\\\alpha$\n../../up\nBär_<b>\n_\n%s{0}\n" + "long " * 30 + "\n", encoding="utf-8")
+    assert attack("--names", str(names), "--label", "0", "--targets", "-1", "--target-classes", "1", "5") == 0
+    written = {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
+    assert "class_..%2F..%2Fup.png" in written and len(written) == 5
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no photo": (["--image", "absent.jpg"], r"absent.jpg: cannot be read \(No such file"),
     "no weights": (["--weights", "absent.h5"], r"absent.h5: cannot be read"),
