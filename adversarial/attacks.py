@@ -37,6 +37,12 @@ def loss(logits: Logits, images: Images, labels: Labels) -> Float[Array, " n"]:
     return optax.softmax_cross_entropy_with_integer_labels(logits(images), labels)
 
 
+def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: Bool[Array, ""]) -> Images:
+    """∇ₓL, negated if targeted; L is a sum over the batch, so that no image's gradient depends on the others."""
+    gradient = jax.grad(lambda x: jnp.sum(loss(logits, x, labels)))(images)
+    return jnp.where(targeted, -gradient, gradient)
+
+
 def likeliest(logits: Logits, images: Images, rank: int = 1) -> Labels:
     """The class of a rank for every image: 1 is the top one, 2 the next; -1 is the least likely one."""
     order = jnp.argsort(logits(images), axis=1, descending=True, stable=True)
@@ -88,7 +94,7 @@ def sweep(
     """
 
     def of_row(labels: Labels, targeted: Bool[Array, ""]) -> Attacked:
-        step = _direction(_gradient(logits, images, labels, targeted), norm)
+        step = _direction(input_gradient(logits, images, labels, targeted), norm)
 
         def of_epsilon(epsilon: Float[Array, ""]) -> Attacked:
             moved = jnp.clip(images + epsilon * step, *bounds)
@@ -135,7 +141,7 @@ def iterated(
 
     def step(_: Array, state: tuple[Images, Images]) -> tuple[Images, Images]:
         moved, kept = state
-        gradient = _gradient(logits, moved, labels, aimed)
+        gradient = input_gradient(logits, moved, labels, aimed)
         if momentum is not None:
             gradient = kept = momentum * kept + gradient / _positive(
                 jnp.sum(jnp.abs(gradient), (1, 2, 3), keepdims=True)
@@ -225,12 +231,6 @@ def random_in_ball(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> I
     direction = _direction(jax.random.normal(direction_key, shape), norm)
     dimension = shape[1] * shape[2] * shape[3]
     return direction * jax.random.uniform(length_key, (shape[0], 1, 1, 1)) ** (1 / dimension)
-
-
-def _gradient(logits: Logits, images: Images, labels: Labels, targeted: Bool[Array, ""]) -> Images:
-    """∇ₓL, negated if targeted; L is a sum over the batch, so that no image's gradient depends on the others."""
-    gradient = jax.grad(lambda x: jnp.sum(loss(logits, x, labels)))(images)
-    return jnp.where(targeted, -gradient, gradient)
 
 
 def _direction(gradient: Images, norm: Norm) -> Images:

@@ -23,7 +23,7 @@ def gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], lis
 
     @jax.jit
     def fgsm(variables: Any, pixels: Array, labels: Array) -> tuple[Array, Array]:
-        gradient = attacks._gradient(_logits(variables), pixels, labels, jnp.asarray(False))
+        gradient = attacks.input_gradient(_logits(variables), pixels, labels, jnp.asarray(False))
         moved = jnp.clip(pixels + fgsm_work.EPSILON * jnp.sign(gradient), 0, 1)
         return moved, jnp.sum(jnp.abs(gradient))
 

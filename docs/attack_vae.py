@@ -24,7 +24,7 @@ from vae.config import VaeConfig
 from vae.data import open_dataset
 from vae.train import normalize
 
-DIGITS, PHOTOS = 10, 200
+DIGITS, ATTACKED = 10, 200
 EPSILON, STEPS = 0.1, 20  # of [0, 1]
 
 
@@ -34,7 +34,7 @@ def main(run_dir: Path) -> dict[str, float]:
     data = open_dataset(config.data)
     train = normalize(jnp.asarray(data.train.images[: config.train_images]))
     logits = nearest_mean(run_dir, config, train, data.train.labels[: config.train_images])
-    images = normalize(jnp.asarray(data.test.images[:PHOTOS]))
+    images = normalize(jnp.asarray(data.test.images[:ATTACKED]))
     labels = attacks.likeliest(logits, images)
 
     def untargeted(images: Array, labels: Labels) -> Attacked:
