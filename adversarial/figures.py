@@ -16,6 +16,7 @@ from runtime.run_directory import read_json, read_npz
 OF_A_PHOTO = ("attacks", "confidence", "untargeted")
 BARS = 4
 SHOWN_RADII = 6
+LONGEST = 28  # characters of a name
 GREY = "0.55"
 NORMS = {"linf": "L∞", "l2": "L2"}
 
@@ -140,8 +141,9 @@ def robust_accuracy(results: Mapping[str, Any]) -> Figure:
 
 
 def words(name: str) -> str:
-    """A class's name as a person writes it; no mark of it means anything to Matplotlib."""
-    return name.replace("_", " ").replace("$", r"\$")
+    """A class's name as a person writes it, cut where it is long; no mark of it means anything to Matplotlib."""
+    shown = name.replace("_", " ")
+    return (shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…").replace("$", r"\$")
 
 
 def _aim(entry: Entry) -> str:

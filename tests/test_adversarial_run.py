@@ -38,9 +38,10 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(0)
     for variable in model.variables:
         if variable.path.endswith("moving_variance"):
-            variable.assign(draw.uniform(0.02, 0.1, variable.shape))
-        elif variable.path.startswith("predictions/kernel"):
-            variable.assign(draw.normal(0, 0.5, variable.shape))
+            variable.assign(draw.uniform(0.5, 1.5, variable.shape))
+        elif variable.path.endswith("kernel"):
+            inputs = 9 if "depthwise" in variable.path else np.prod(variable.shape[:-1])
+            variable.assign(draw.normal(0, (2 / inputs) ** 0.5, variable.shape))
     path = tmp_path_factory.mktemp("weights") / "narrow.h5"
     model.save(path)
     return path
@@ -183,7 +184,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no class": (["--label", "dalmatian"], "class 'dalmatian': the network has none"),
     "class out of range": (["--label", "6"], "class 6: out of range, expected 0 to 5"),
     "target out of range": (["--target-classes", "17"], "class 17: out of range, expected 0 to 5"),
-    "target is true": (["--label", "2", "--target-classes", "class_2"], "target class class_2 is class_2, the true"),
+    "target is true": (
+        ["--label", "2", "--target-classes", "class_2"],
+        r"target (rank \d|class class_2) is class_2, the true class",
+    ),
     "rank out of range": (["--targets", "7"], "there is no class of rank 7, the network has 6"),
     "rank 0": (["--targets", "0"], "targets has rank 0"),
     "negative epsilon": (["--epsilon", "-0.1"], "epsilon is -0.1, expected a number from 0"),
