@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-import face_work
 import jax
 import numpy as np
 
+from benchmarks import face_work
+from benchmarks.side_by_side import time_repeats
 from latent_arith import directions, experiment, faces, models
 from latent_arith.config import SEED
 from vae import train
@@ -15,22 +16,22 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
     """Trains one seed as `latent_arith.experiment` does, on batches that come from the host."""
     model = models.FaceVae(SEED.dropout, SEED.reconstruction_weight)
     optimizer = train.adam(SEED.learning_rate, SEED.adam_epsilon)
-    run = train.epochs_of_batches(face_work.batches(images), face_work.STEPS, loss=model.loss, optimizer=optimizer)
-    state, losses = experiment.initial_state(SEED), []
+    steps = face_work.steps(images)
+    run = train.epochs_of_batches(face_work.batches(images), steps, loss=model.loss, optimizer=optimizer)
+    state = experiment.initial_state(SEED)
 
-    def work() -> None:
+    def work() -> float:
         nonlocal state
         state, metrics = jax.block_until_ready(run(state, 1))
-        losses.append(float(np.mean(metrics["loss"])))
+        return float(np.mean(metrics["loss"]))
 
-    seconds, _ = face_work.time_repeats(work, repeats)
-    return [second / face_work.STEPS for second in seconds], losses
+    seconds, losses = time_repeats(work, repeats)
+    return [second / steps for second in seconds], losses
 
 
 def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Encodes all images in one call."""
-    encode = _encoder()
-    return face_work.time_repeats(lambda: encode(images), repeats)
+    return face_work.time_encoding(_encoder(), images, repeats)
 
 
 def all_directions_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
@@ -53,7 +54,8 @@ def _directions_seconds(images: np.ndarray, repeats: int, count: int) -> tuple[l
             rows = slice(start, start + experiment.ENCODED_AT_ONCE)
             yield images[rows], signs[rows], weights[rows]
 
-    return face_work.time_repeats(lambda: directions.find(encode, read(), faces.ATTRIBUTES[:count]), repeats)
+    seconds, _ = time_repeats(lambda: directions.find(encode, read(), faces.ATTRIBUTES[:count]), repeats)
+    return seconds, []
 
 
 def _encoder() -> models.Encode:

@@ -1,4 +1,4 @@
-"""What contestants of `fgsm` share: the network's weights, images, labels, and the clock around an attack.
+"""What contestants of the attacks share: the network's weights, images, labels, and the clock around an attack.
 
 The functions that contestants name take images in [0, 1], float32 (n, 224, 224, 3), and a number of repeats, of which
 the first holds compilation. They return seconds of each repeat and, as its check, ‖∇L‖₁, the sum of the gradient's
@@ -7,11 +7,11 @@ absolute values, which agree only where the whole network and its derivative do.
 
 from collections.abc import Callable
 
-import face_work
 import jax
 import numpy as np
 
 from adversarial.mobilenet_v2 import MobileNetV2
+from benchmarks.side_by_side import time_repeats
 from runtime.keras_weights import paths
 
 SIZE, CLASSES, EPSILON = 224, 1000, 2 / 255
@@ -46,11 +46,5 @@ def variables() -> dict[str, np.ndarray]:
 
 def time_attacks(attack: Attack, images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Times attacks from images and labels to the attacked images and ‖∇L‖₁, all on the host."""
-    truth, norms = labels(len(images)), []
-
-    def work() -> None:
-        _, norm = attack(images, truth)
-        norms.append(float(norm))
-
-    seconds, _ = face_work.time_repeats(work, repeats)
-    return seconds, norms
+    truth = labels(len(images))
+    return time_repeats(lambda: float(attack(images, truth)[1]), repeats)

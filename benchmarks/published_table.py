@@ -1,6 +1,6 @@
 """The published runs of FGSM on the Labrador photo (SPEC's table), beside our own with the same weights and photo.
 
-python benchmarks/published_table.py
+python -m benchmarks.published_table
 
 It needs the two files that `python run.py adversarial --weights imagenet` downloads, and says so where they are not in
 the cache. As in those runs the photo is resized and attacked as floats, without rounding to 8 bits.

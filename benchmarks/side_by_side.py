@@ -1,34 +1,39 @@
 """Runs contestants in turn, each in a process of its own, and sums up: what the benchmarks here share.
 
-In every round each installed contestant runs once, one after the other, so that a change of the
-machine's speed meets all alike. Ratios are taken within a round. With every run goes how many
-cores other processes kept busy meanwhile: with more than a few hundredths the numbers say little.
+In every round each contestant runs once, one after the other, so that a change of the machine's
+speed meets all alike. Ratios are taken within a round. With every run goes how many cores other
+processes kept busy meanwhile: with more than a few hundredths the numbers say little.
 """
 
-import argparse
 import json
 import os
 import platform
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from runtime.errors import UserError
+from runtime.run_directory import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-ON_CPU = {
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
-    "KERAS_BACKEND": "tensorflow",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
+ENVIRONMENTS = {
+    "cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+    "gpu": {"TF_CPP_MIN_LOG_LEVEL": "3"},
 }
-JAX = ("jax", "flax", "optax")
+"""What a contestant's process is told, by device."""
+
+Run = Mapping[str, Any]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -37,137 +42,194 @@ class Contestant:
 
     Attributes:
         title: What the table calls it.
-        module: Module beside this file with the function.
-        packages: Packages it needs, by the names under which they are imported.
-        function: Name of the function that does and times the work.
+        module: Module of this package with the function.
+        function: Name of the function that does and times the work: the input and a number of repeats to seconds and
+            check of each repeat, and no checks where there is nothing to check.
+        packages: Packages it is made of, by the names under which they are imported; the first is what computes.
+        programs: Programs it needs.
+        environment: Variables that its process needs.
         most_rounds: At most so many rounds.
         most_repeats: At most so many repeats of the work in one process.
     """
 
     title: str
     module: str
-    packages: tuple[str, ...]
     function: str
+    packages: tuple[str, ...]
+    programs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
     most_rounds: int | None = None
     most_repeats: int | None = None
 
-    def load(self) -> Any:
+    def load(self) -> Callable[[Any, int], tuple[list[float], list[float]]]:
         """The function, imported."""
-        return getattr(import_module(self.module), self.function)
+        return getattr(import_module(f"benchmarks.{self.module}"), self.function)
 
     def missing(self) -> list[str]:
-        """Packages that are not installed."""
-        return [package for package in self.packages if find_spec(package) is None]
+        """Packages and programs that are not installed."""
+        packages = [package for package in self.packages if find_spec(package) is None]
+        return packages + [program for program in self.programs if shutil.which(program) is None]
+
+
+def time_repeats(work: Callable[[], Result], repeats: int) -> tuple[list[float], list[Result]]:
+    """Times work whose result is on the host; returns the seconds and the result of each repeat."""
+    seconds, results = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        results.append(work())
+        seconds.append(time.perf_counter() - start)
+    return seconds, results
 
 
 def compare(
-    script: str, contestants: Mapping[str, Contestant], rounds: int, repeats: int, option: str, reference: str
+    contestants: Mapping[str, Contestant], run: Callable[[str, int], Run], rounds: int, repeats: int
 ) -> dict[str, Any]:
-    """Runs all installed contestants in turn, `rounds` times over, and sums up.
+    """Runs all contestants that are installed in turn, `rounds` times over, and sums up.
 
     Args:
-        script: File that, called with `--contestant NAME` and `option` REPEATS, ends with a line of JSON; its
-            `seconds` are those of every counted repeat, its `losses`, if any, tell whether the work is the same.
-        contestants: Contestants by name.
+        contestants: Contestants by name; the first is what the others are compared with.
+        run: Name of a contestant and number of repeats to its run, which has the `seconds` of every counted repeat,
+            perhaps their `checks`, or tells by `left_out` why there are none.
         rounds: Times that each runs.
         repeats: Repeats of the work in a run.
-        option: Option of `script` for the repeats.
-        reference: Name of the contestant that ratios have above the line.
-
-    Raises:
-        RuntimeError: A contestant failed; the message has the end of what it wrote.
     """
     missing = {name: contestant.missing() for name, contestant in contestants.items()}
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants if not missing[name]}
+    left_out = {name: f"not installed ({', '.join(what)})" for name, what in missing.items() if what}
+    runs: dict[str, list[Run]] = {name: [] for name in contestants if name not in left_out}
     for number in range(rounds):
-        for name, runs in measured.items():
-            if number >= (contestants[name].most_rounds or rounds):
+        for name, of_name in runs.items():
+            contestant = contestants[name]
+            if name in left_out or number >= (contestant.most_rounds or rounds):
                 continue
-            runs.append(_run_apart(script, name, option, min(repeats, contestants[name].most_repeats or repeats)))
-            median, others = statistics.median(runs[-1]["seconds"]), runs[-1].get("other_cores_busy", "unknown")
+            found = run(name, min(repeats, contestant.most_repeats or repeats))
+            if "left_out" in found:
+                left_out[name] = found["left_out"]
+                continue
+            of_name.append(found)
+            median, others = statistics.median(found["seconds"]), found.get("other_cores_busy", "unknown")
             print(f"round {number + 1} of {rounds}: {name} {median:.3f} s, other cores busy {others}", file=sys.stderr)
+    measured = {name: of_name for name, of_name in runs.items() if of_name}
+    reference = measured.get(next(iter(contestants)), [])
     return {
         "rounds": rounds,
-        "not_installed": {name: packages for name, packages in missing.items() if packages},
-        "contestants": {name: _summary(runs, measured.get(reference, [])) for name, runs in measured.items()},
+        "repeats": repeats,
+        "left_out": left_out,
+        "contestants": {name: summary(of_name, reference) for name, of_name in measured.items()},
     }
 
 
-def table(result: Mapping[str, Any], contestants: Mapping[str, Contestant], reference: str, seconds: str) -> str:
-    """The result of `compare` as a table in Markdown: median (lowest to highest); `seconds` heads that column."""
-    title = contestants[reference].title
-    lines = [
-        f"| contestant | {seconds} | {title} / contestant | loss | others busy |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+def run_apart(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Runs a command that ends with a line of JSON, runs by name, in a process of its own.
+
+    Returns:
+        The runs, each with how busy other processes were.
+
+    Raises:
+        RuntimeError: It failed; the message has the end of what it wrote.
+    """
+    # The code beside this file is measured, whichever copy is installed.
+    variables = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
+    start, busy, own = time.perf_counter(), _busy_seconds(), os.times()
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
+    wall, now_busy, now_own = time.perf_counter() - start, _busy_seconds(), os.times()
+    runs: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    if busy is not None and now_busy is not None:
+        theirs = now_own.children_user + now_own.children_system - own.children_user - own.children_system
+        for run in runs.values():
+            run["other_cores_busy"] = round(max(0.0, now_busy - busy - theirs) / wall, 3)
+    return runs
+
+
+def summary(runs: Sequence[Run], reference: Sequence[Run]) -> dict[str, Any]:
+    """Seconds of all repeats of all runs, ratios of the medians of each round, last checks, and most memory."""
+    found: dict[str, Any] = {"seconds": _statistics([second for run in runs for second in run["seconds"]])}
+    if "checks" in runs[0]:
+        found["repeats"] = len(runs[0]["checks"])
+        found["check"] = _statistics([run["checks"][-1] for run in runs])
+    pairs = zip(reference, runs, strict=False)
+    ratios = [statistics.median(one["seconds"]) / statistics.median(other["seconds"]) for one, other in pairs]
+    if ratios:
+        found["ratio"] = {**_statistics(ratios), "per_round": ratios}
+    peaks = [run["peak_megabytes"] for run in runs if "peak_megabytes" in run]
+    if peaks:
+        found["peak_megabytes"] = max(peaks)
+    return found | {"runs": list(runs)}
+
+
+def table(result: Mapping[str, Any], contestants: Mapping[str, Contestant], seconds: str, check: str | None) -> str:
+    """The result of `compare` as a table in Markdown: median (lowest to highest).
+
+    Args:
+        result: What `compare` returned.
+        contestants: Contestants by name.
+        seconds: Heading of the seconds.
+        check: Heading of the checks, if there are any.
+    """
+    reference = next(iter(contestants))
+    headings = ["contestant", seconds, f"{contestants[reference].title} / contestant"]
+    headings += [*([check] if check else []), "peak memory, MB", "others busy"]
+    rows = [headings, ["---"] * len(headings)]
     for name, contestant in contestants.items():
-        if name in result["not_installed"]:
-            packages = ", ".join(result["not_installed"][name])
-            lines.append(f"| {contestant.title} | not installed ({packages}) | | | |")
+        if name in result["left_out"]:
+            rows.append([contestant.title, result["left_out"][name], *[""] * (len(headings) - 2)])
             continue
-        summary = result["contestants"][name]
-        ratio = "" if name == reference or "ratio" not in summary else _spread(summary["ratio"], 2)
-        loss = f"{summary['final_loss']['median']:.1f} after {summary['repeats']}" if "final_loss" in summary else ""
-        busy = max((run["other_cores_busy"] for run in summary["runs"] if "other_cores_busy" in run), default="unknown")
-        lines.append(f"| {contestant.title} | {_spread(summary['seconds'], 3)} | {ratio} | {loss} | {busy} |")
-    return "\n".join(lines)
+        found = result["contestants"][name]
+        row = [contestant.title, _spread(found["seconds"], 3)]
+        row.append("" if name == reference or "ratio" not in found else _spread(found["ratio"], 2))
+        if check:
+            row.append(f"{found['check']['median']:.1f} after {found['repeats']}" if "check" in found else "")
+        row.append(f"{found['peak_megabytes']:.0f}" if "peak_megabytes" in found else "")
+        busy = [run["other_cores_busy"] for run in found["runs"] if "other_cores_busy" in run]
+        rows.append([*row, str(max(busy, default="unknown"))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def machine(contestants: Iterable[Contestant]) -> dict[str, Any]:
-    """What the numbers depend on: processor, versions and date."""
-    packages = {package for contestant in contestants for package in contestant.packages} | {"numpy", "jaxlib"}
+def verify(result: Mapping[str, Any], tolerance: float) -> None:
+    """Refuses measurements of work that was not the same.
+
+    Raises:
+        RuntimeError: The checks differ by more than that share of the largest.
+    """
+    found = {name: one["check"]["median"] for name, one in result["contestants"].items()}
+    if found and max(found.values()) - min(found.values()) > tolerance * max(found.values()):
+        raise RuntimeError(f"contestants found {found}, expected one number: they did not do the same work")
+
+
+def machine(packages: Iterable[str], environment: Mapping[str, str], command: str) -> dict[str, Any]:
+    """What the numbers depend on: processor, versions, date, and the command that made them."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in sorted(packages)},
-        "environment": ON_CPU,
+        "versions": {package: _version(package) for package in sorted({*packages, "numpy", "jaxlib"})},
+        "environment": dict(environment),
     }
 
 
-def write(result: Mapping[str, Any], path: Path | None) -> None:
-    """Writes the measurements as JSON, if there is a path."""
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def merge(path: Path, parts: Mapping[str, Any]) -> None:
+    """Writes the parts into the JSON file at `path`; parts of other names that it has stay.
+
+    Raises:
+        UserError: The file holds something else, or cannot be written.
+    """
+    write_json(path, {"parts": {**(read(path) if path.exists() else {}), **parts}})
 
 
-def positive(text: str) -> int:
-    """Type of an option that counts."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
-    return number
+def read(path: Path) -> dict[str, Any]:
+    """The parts in a file that `merge` wrote.
 
-
-def _run_apart(script: str, name: str, option: str, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, script, "--contestant", name, option, str(repeats)]
-    # The code beside this file is measured, whichever copy is installed.
-    environment = {**os.environ, **ON_CPU, "PYTHONPATH": str(ROOT)}
-    start, busy, own = time.perf_counter(), _busy_seconds(), os.times()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
-    wall, now_busy, now_own = time.perf_counter() - start, _busy_seconds(), os.times()
-    result = json.loads(done.stdout.splitlines()[-1])
-    if busy is not None and now_busy is not None:
-        theirs = now_own.children_user + now_own.children_system - own.children_user - own.children_system
-        result["other_cores_busy"] = round(max(0.0, now_busy - busy - theirs) / wall, 3)
-    return result
-
-
-def _summary(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    summary: dict[str, Any] = {"seconds": _statistics([second for run in runs for second in run["seconds"]])}
-    if "losses" in runs[0]:
-        summary["repeats"] = len(runs[0]["losses"])
-        summary["final_loss"] = _statistics([run["losses"][-1] for run in runs])
-    pairs = zip(reference, runs, strict=False)
-    ratios = [statistics.median(one["seconds"]) / statistics.median(other["seconds"]) for one, other in pairs]
-    if ratios:
-        summary["ratio"] = {**_statistics(ratios), "per_round": ratios}
-    return summary | {"runs": runs}
+    Raises:
+        UserError: The file is missing or holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("parts"), dict):
+        raise UserError(f"{path}: holds no results, expected a file that --output wrote")
+    return found["parts"]
 
 
 def _statistics(values: Sequence[float]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Epochs of the MNIST VAE with Flax's own convolutions, as a straight port has them: step by step, or in a scan."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import optax
 from flax import linen as nn
 from jax import Array
 
+from benchmarks.side_by_side import time_repeats
 from vae.config import SEED
 
 
@@ -46,8 +46,8 @@ class State(NamedTuple):
     total: Array
 
 
-def epoch_seconds(images: np.ndarray, epochs: int) -> tuple[list[float], list[float]]:
-    """Trains with one dispatch a step and times every epoch; see `ours.epoch_seconds`."""
+def epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Trains with one dispatch a step and times every epoch; see `mnist_ours.epoch_seconds`."""
     step = jax.jit(_step, donate_argnums=0)
 
     def epoch(state: State, data: Array, order: np.ndarray) -> State:
@@ -55,11 +55,11 @@ def epoch_seconds(images: np.ndarray, epochs: int) -> tuple[list[float], list[fl
             state = step(state, data, order[start : start + SEED.batch_size])
         return state
 
-    return _time(epoch, images, epochs)
+    return _epochs(epoch, images, repeats)
 
 
-def epoch_seconds_scanned(images: np.ndarray, epochs: int) -> tuple[list[float], list[float]]:
-    """Trains with one dispatch an epoch and times every epoch; see `ours.epoch_seconds`."""
+def scanned_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Trains with one dispatch an epoch and times every epoch; see `mnist_ours.epoch_seconds`."""
 
     @partial(jax.jit, donate_argnums=0)
     def epoch(state: State, data: Array, order: Array) -> State:
@@ -68,7 +68,7 @@ def epoch_seconds_scanned(images: np.ndarray, epochs: int) -> tuple[list[float],
         state, _ = jax.lax.scan(lambda state, indices: (_step(state, data, indices), None), state, batches)
         return _step(state, data, order[whole:]) if whole < len(order) else state
 
-    return _time(epoch, images, epochs)
+    return _epochs(epoch, images, repeats)
 
 
 def _step(state: State, data: Array, indices: Array) -> State:
@@ -87,20 +87,20 @@ def _step(state: State, data: Array, indices: Array) -> State:
     return State(optax.apply_updates(state.params, updates), optimizer_state, key, state.total + loss * len(batch))
 
 
-def _time(
-    epoch: Callable[[State, Array, Any], State], images: np.ndarray, epochs: int
+def _epochs(
+    epoch: Callable[[State, Array, Any], State], images: np.ndarray, repeats: int
 ) -> tuple[list[float], list[float]]:
     key, generator = jax.random.key(SEED.seed), np.random.default_rng(SEED.seed)
     data = jax.device_put(images.astype(np.float32) / 255)
     params = Vae().init(key, data[:1], key)
     state = State(params, _optimizer().init(params), key, jnp.zeros(()))
-    seconds, losses = [], []
-    for _ in range(epochs):
-        start = time.perf_counter()
+
+    def work() -> float:
+        nonlocal state
         state = epoch(state._replace(total=jnp.zeros(())), data, generator.permutation(len(images)))
-        losses.append(float(jax.block_until_ready(state).total) / len(images))
-        seconds.append(time.perf_counter() - start)
-    return seconds, losses
+        return float(jax.block_until_ready(state).total) / len(images)
+
+    return time_repeats(work, repeats)
 
 
 def _optimizer() -> optax.GradientTransformation:

@@ -1,14 +1,17 @@
-"""FGSM on MobileNetV2 in PyTorch: eager, channels last, a gradient for the images alone."""
+"""FGSM on MobileNetV2 in PyTorch: channels last, a gradient for the images alone, eager or compiled."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import fgsm_work
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
 from adversarial.mobilenet_v2 import EXPANSION, GROUPS
+from benchmarks import fgsm_work
+from benchmarks.torch_device import fastest_device
 
 LAST = 1280
 
@@ -75,14 +78,30 @@ def layer(
 
 def gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Attacks the images at once."""
-    model = _network()
+    return _gradients(images, repeats, lambda function: function)
+
+
+def compiled_gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """The same with the network and the loss compiled."""
+    return _gradients(images, repeats, partial(torch.compile, dynamic=False))
+
+
+def _gradients(
+    images: np.ndarray, repeats: int, compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> tuple[list[float], list[float]]:
+    device = fastest_device()
+    model = _network().to(device)
+
+    @compiled
+    def loss_of(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(model(2 * inputs - 1), labels, reduction="sum")
 
     def attack(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-        inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).requires_grad_()  # stays channels last
-        loss = functional.cross_entropy(model(2 * inputs - 1), torch.from_numpy(labels).long(), reduction="sum")
+        inputs = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).requires_grad_()  # stays channels last
+        loss = loss_of(inputs, torch.from_numpy(labels).to(device).long())
         (gradient,) = torch.autograd.grad(loss, inputs)
         moved = (inputs.detach() + fgsm_work.EPSILON * gradient.sign()).clamp_(0, 1)
-        return moved.permute(0, 2, 3, 1).numpy(), gradient.abs().sum().item()
+        return moved.permute(0, 2, 3, 1).cpu().numpy(), gradient.abs().sum().item()
 
     return fgsm_work.time_attacks(attack, np.ascontiguousarray(images[:, ::-1, ::-1]), repeats)
 

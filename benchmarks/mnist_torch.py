@@ -1,6 +1,7 @@
-"""Epochs of the MNIST VAE in PyTorch: eager, channels last, its fastest form on a CPU (README.md has the others)."""
+"""Epochs of the MNIST VAE in PyTorch: channels last and eager, its fastest form on a CPU (README.md), or compiled."""
 
-import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.side_by_side import time_repeats
+from benchmarks.torch_device import fastest_device
 from vae.config import SEED
 
 
@@ -50,28 +53,43 @@ class Vae(nn.Module):
         return self.transposed[-1](hidden), mean, log_variance
 
 
-def epoch_seconds(images: np.ndarray, epochs: int) -> tuple[list[float], list[float]]:
-    """Trains on the images and times every epoch; arguments and result are those of `ours.epoch_seconds`."""
+def epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Trains on the images and times every epoch; arguments and result are those of `mnist_ours.epoch_seconds`."""
+    return _epochs(images, repeats, lambda function: function)
+
+
+def compiled_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """The same with forward pass and loss compiled, once for whole batches and once for the last one."""
+    return _epochs(images, repeats, partial(torch.compile, dynamic=False))
+
+
+def _epochs(
+    images: np.ndarray, repeats: int, compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> tuple[list[float], list[float]]:
     torch.manual_seed(SEED.seed)
+    device = fastest_device()
     model: Any = Vae()
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)
     data = torch.from_numpy(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
-    data = data.contiguous(memory_format=torch.channels_last)
+    data = data.to(device).contiguous(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=SEED.learning_rate, eps=SEED.adam_epsilon, fused=True)
-    seconds, losses = [], []
-    for _ in range(epochs):
-        start = time.perf_counter()
-        total = 0.0
-        for indices in torch.randperm(len(data)).split(SEED.batch_size):
+
+    @compiled
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        logits, mean, log_variance = model(batch)
+        cross_entropy = functional.binary_cross_entropy_with_logits(logits, batch, reduction="sum")
+        kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum()
+        return (cross_entropy + kl) / len(batch)
+
+    def work() -> float:
+        total = torch.zeros((), device=device)
+        for indices in torch.randperm(len(data), device=device).split(SEED.batch_size):
             batch = data[indices]
             optimizer.zero_grad()
-            logits, mean, log_variance = model(batch)
-            cross_entropy = functional.binary_cross_entropy_with_logits(logits, batch, reduction="sum")
-            kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum()
-            loss = (cross_entropy + kl) / len(batch)
+            loss = loss_of(batch)
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(batch)
-        seconds.append(time.perf_counter() - start)
-        losses.append(total / len(data))
-    return seconds, losses
+            total += loss.detach() * len(batch)
+        return total.item() / len(data)
+
+    return time_repeats(work, repeats)

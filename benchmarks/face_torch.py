@@ -1,20 +1,25 @@
-"""The face VAE in PyTorch: eager, channels last, fused Adam, as for MNIST (README.md)."""
+"""The face VAE in PyTorch: channels last, fused Adam, eager as for MNIST (README.md) or compiled."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import face_work
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks import face_work
+from benchmarks.torch_device import fastest_device
 from latent_arith.config import SEED
 
 ENCODED_AT_ONCE = 25
 
+Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
+
 
 class Vae(nn.Module):
-    """Encoder and decoder of SPEC §2, in PyTorch's own padding (see `peer_torch`)."""
+    """Encoder and decoder of SPEC §2, in PyTorch's own padding (see `mnist_torch`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,40 +62,64 @@ class Vae(nn.Module):
 
 def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Trains on the images."""
-    model = _network()
-    optimizer = torch.optim.Adam(model.parameters(), lr=SEED.learning_rate, eps=SEED.adam_epsilon, fused=True)
+    return _steps(images, repeats, lambda function: function)
 
-    def step(batch: np.ndarray) -> float:
-        pixels = _pixels(batch)
-        optimizer.zero_grad()
-        logits, mean, log_variance = model(pixels)
-        cross_entropy = functional.binary_cross_entropy_with_logits(logits, pixels)
-        kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum() / len(batch)
-        loss = SEED.reconstruction_weight * cross_entropy + kl
-        loss.backward()
-        optimizer.step()
-        return loss.item()
 
-    return face_work.time_steps(step, images, repeats)
+def compiled_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """The same with forward pass and loss compiled."""
+    return _steps(images, repeats, partial(torch.compile, dynamic=False))
 
 
 def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Encodes all images, as many at once as is quickest (25 of 25, 50, 100 and 500)."""
-    model = _network().eval()
+    return _encodings(images, repeats, lambda function: function)
+
+
+def compiled_encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """The same with the encoder compiled."""
+    return _encodings(images, repeats, partial(torch.compile, dynamic=False))
+
+
+def _steps(images: np.ndarray, repeats: int, compiled: Compiled) -> tuple[list[float], list[float]]:
+    device = fastest_device()
+    model = _network(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=SEED.learning_rate, eps=SEED.adam_epsilon, fused=True)
+
+    @compiled
+    def loss_of(pixels: torch.Tensor) -> torch.Tensor:
+        logits, mean, log_variance = model(pixels)
+        cross_entropy = functional.binary_cross_entropy_with_logits(logits, pixels)
+        kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum() / len(pixels)
+        return SEED.reconstruction_weight * cross_entropy + kl
+
+    def step(batch: np.ndarray) -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(_pixels(batch, device))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return face_work.time_steps(step, images, repeats)
+
+
+def _encodings(images: np.ndarray, repeats: int, compiled: Compiled) -> tuple[list[float], list[float]]:
+    device = fastest_device()
+    model = _network(device).eval()
+    means_of = compiled(lambda pixels: model.encode(pixels)[0])
 
     @torch.inference_mode()
-    def encode() -> np.ndarray:
+    def encode(images: np.ndarray) -> np.ndarray:
         chunks = np.split(images, range(ENCODED_AT_ONCE, len(images), ENCODED_AT_ONCE))
-        return np.concatenate([model.encode(_pixels(chunk))[0].numpy() for chunk in chunks])
+        return torch.cat([means_of(_pixels(chunk, device)) for chunk in chunks]).cpu().numpy()
 
-    return face_work.time_repeats(encode, repeats)
+    return face_work.time_encoding(encode, images, repeats)
 
 
-def _network() -> Any:
+def _network(device: torch.device) -> Any:
     torch.manual_seed(SEED.seed)
     model: Any = Vae()
-    return model.to(memory_format=torch.channels_last)
+    return model.to(device, memory_format=torch.channels_last)
 
 
-def _pixels(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255)  # stays channels last
+def _pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)  # stays channels last

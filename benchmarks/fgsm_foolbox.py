@@ -1,0 +1,47 @@
+"""FGSM and PGD by foolbox, on our MobileNetV2 as one jitted call."""
+
+import foolbox
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import fgsm_ours, fgsm_work
+from benchmarks.side_by_side import time_repeats
+
+
+def sweep_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Every ε, untargeted and towards three classes.
+
+    Foolbox's fast gradient attack refuses targets; one full step of its basic iterative attack is the same.
+    """
+    model = foolbox.JAXModel(jax.jit(fgsm_ours.logits_of(fgsm_ours.variables_on_device())), bounds=(0, 1))
+    untargeted = foolbox.attacks.LinfFastGradientAttack()
+    towards = foolbox.attacks.LinfBasicIterativeAttack(rel_stepsize=1.0, steps=1, random_start=False)
+    pixels, (truth, *targets) = jnp.asarray(images), jnp.asarray(fgsm_ours.objectives(len(images)))
+    epsilons = fgsm_ours.EPSILONS.tolist()
+    criteria = [
+        (untargeted, foolbox.criteria.Misclassification(truth)),
+        *((towards, foolbox.criteria.TargetedMisclassification(target)) for target in targets),
+    ]
+
+    def work() -> float:
+        swept = [attack(model, pixels, criterion, epsilons=epsilons) for attack, criterion in criteria]
+        clipped = np.stack([np.stack(row) for _, row, _ in jax.device_get(swept)])
+        return float(np.abs(clipped - images).mean() * 255)
+
+    return time_repeats(work, repeats)
+
+
+def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
+    """Ten steps of a quarter of ε from a random start; the check is the mean gain of the loss."""
+    logits = jax.jit(fgsm_ours.logits_of(fgsm_ours.variables_on_device()))
+    model = foolbox.JAXModel(logits, bounds=(0, 1))
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=fgsm_ours.PGD_STEP, steps=fgsm_ours.PGD_STEPS)
+    pixels = jnp.asarray(images)
+    criterion = foolbox.criteria.Misclassification(jnp.asarray(fgsm_work.labels(len(images))))
+
+    def work() -> np.ndarray:
+        return jax.device_get(attack(model, pixels, criterion, epsilons=fgsm_work.EPSILON)[1])
+
+    seconds, moved = time_repeats(work, repeats)
+    return seconds, fgsm_ours.gains(logits, images, moved)
