@@ -8,6 +8,7 @@ the image and into the range of pixels.
 An image that did not fall is returned like all others; `success` tells. No attack changes its input.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
@@ -18,11 +19,16 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from kernels.few_at_a_time import few_at_a_time
+
 Images = Float[Array, "n h w c"]
 Labels = Int[Array, " n"]
 Logits = Callable[[Images], Float[Array, "n classes"]]
 Bounds = tuple[float, float]
 Norm = Literal["linf", "l2"]
+
+AT_A_TIME = 2 * 224 * 224 * 3
+"""Pixels, times channels, that go through a network at a time on CPU: more leave its cache (`benchmarks/README.md`)."""
 
 
 class Attacked(NamedTuple):
@@ -34,18 +40,22 @@ class Attacked(NamedTuple):
 
 def loss(logits: Logits, images: Images, labels: Labels) -> Float[Array, " n"]:
     """Cross-entropy of every image, from its logits."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits(images), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(_evaluated(logits, images), labels)
 
 
 def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: Bool[Array, ""]) -> Images:
     """∇ₓL, negated if targeted; L is a sum over the batch, so that no image's gradient depends on the others."""
-    gradient = jax.grad(lambda x: jnp.sum(loss(logits, x, labels)))(images)
+
+    def of_some(images: Images, labels: Labels) -> Images:
+        return jax.grad(lambda x: jnp.sum(loss(logits, x, labels)))(images)
+
+    gradient = few_at_a_time(of_some, images, labels, few=_few(images))
     return jnp.where(targeted, -gradient, gradient)
 
 
 def likeliest(logits: Logits, images: Images, rank: int = 1) -> Labels:
     """The class of a rank for every image: 1 is the top one, 2 the next; -1 is the least likely one."""
-    order = jnp.argsort(logits(images), axis=1, descending=True, stable=True)
+    order = jnp.argsort(_evaluated(logits, images), axis=1, descending=True, stable=True)
     return order[:, rank - 1 if rank > 0 else rank]
 
 
@@ -93,16 +103,17 @@ def sweep(
     A row of labels is the true classes or a target for each image, as `targeted` says. Jit it for one compiled call.
     """
 
-    def of_row(labels: Labels, targeted: Bool[Array, ""]) -> Attacked:
-        step = _direction(input_gradient(logits, images, labels, targeted), norm)
+    def of_row(labels: Labels, targeted: Bool[Array, ""]) -> Images:
+        return _direction(input_gradient(logits, images, labels, targeted), norm)
 
-        def of_epsilon(epsilon: Float[Array, ""]) -> Attacked:
-            moved = jnp.clip(images + epsilon * step, *bounds)
-            return Attacked(moved, succeeded(logits(moved), labels, targeted))
+    steps = jax.vmap(of_row)(labels, targeted)
 
-        return jax.lax.map(of_epsilon, epsilons)
+    def of_epsilon(epsilon: Float[Array, ""]) -> Attacked:
+        moved = jnp.clip(images[None] + epsilon * steps, *bounds)
+        found = _evaluated(logits, moved.reshape(-1, *images.shape[1:]))
+        return Attacked(moved, succeeded(found.reshape(*labels.shape, -1), labels, targeted[:, None]))
 
-    return jax.vmap(of_row)(labels, targeted)
+    return jax.tree.map(lambda part: jnp.swapaxes(part, 0, 1), jax.lax.map(of_epsilon, epsilons))
 
 
 def iterated(
@@ -151,7 +162,7 @@ def iterated(
 
     begun = images if start is None else start
     moved, _ = jax.lax.fori_loop(0, steps, step, (begun, jnp.zeros_like(images)))
-    return Attacked(moved, succeeded(logits(moved), labels, aimed))
+    return Attacked(moved, succeeded(_evaluated(logits, moved), labels, aimed))
 
 
 def pgd(
@@ -212,7 +223,7 @@ def in_chunks(attack: Callable[[Images, Labels], Attacked], images: Images, labe
 
 def succeeded(logits: Float[Array, "n classes"], labels: Labels, targeted: bool | Bool[Array, ""]) -> Bool[Array, " n"]:
     """Whether the top class is the target, or, untargeted, no longer the true one."""
-    hit = jnp.argmax(logits, axis=1) == labels
+    hit = jnp.argmax(logits, axis=-1) == labels
     return hit == jnp.asarray(targeted)
 
 
@@ -233,12 +244,21 @@ def random_in_ball(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> I
     return direction * jax.random.uniform(length_key, (shape[0], 1, 1, 1)) ** (1 / dimension)
 
 
+def _evaluated(logits: Logits, images: Images) -> Float[Array, "n classes"]:
+    """Logits of all images, a few at a time where that is faster."""
+    return few_at_a_time(logits, images, few=_few(images))
+
+
 def _direction(gradient: Images, norm: Norm) -> Images:
     return jnp.sign(gradient) if norm == "linf" else gradient / _positive(_length(gradient))
 
 
 def _length(images: Images) -> Float[Array, "n 1 1 1"]:
     return jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3), keepdims=True))
+
+
+def _few(images: Images) -> int:
+    return max(1, AT_A_TIME // math.prod(images.shape[1:]))
 
 
 _positive = partial(jnp.maximum, 1e-12)

@@ -11,13 +11,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt8
 
+from kernels.few_at_a_time import few_at_a_time
 from latent_arith import nets
 from vae import objectives
 from vae.train import Parameters, normalize
 
 PIXELS = 128 * 128 * 3
 CHUNK = 50  # images encoded or decoded in one call
-FEW = 10  # of them at once, on CPU
+FEW = 10  # of them at a time, on CPU
 
 PerExample = Float[Array, " batch"]
 Images = Float[Array, "batch 128 128 3"]
@@ -119,7 +120,7 @@ def _posterior_means(params: Parameters, images: UInt8[Array, "chunk 128 128 3"]
     def encode(images: Array) -> Array:
         return FaceVae().encode(params, normalize(images))[0]
 
-    return _few_at_a_time(encode, images)
+    return few_at_a_time(encode, images, few=FEW)
 
 
 @jax.jit
@@ -127,18 +128,7 @@ def _pixels(params: Parameters, latents: Latents) -> UInt8[Array, "chunk 128 128
     def decode(latents: Array) -> Array:
         return jnp.round(jax.nn.sigmoid(FaceVae().decode(params, latents)) * 255).astype(jnp.uint8)
 
-    return _few_at_a_time(decode, latents)
-
-
-def _few_at_a_time(function: Callable[[Array], Array], rows: Array) -> Array:
-    """`function` of rows; on CPU ten at a time, while they stay in its cache."""
-
-    def mapped(rows: Array) -> Array:
-        few = rows.reshape(-1, FEW, *rows.shape[1:])
-        results = jax.lax.map(function, few)
-        return results.reshape(len(rows), *results.shape[2:])
-
-    return jax.lax.platform_dependent(rows, cpu=mapped, default=function)
+    return few_at_a_time(decode, latents, few=FEW)
 
 
 def in_chunks(function: Callable[[np.ndarray], Any], rows: np.ndarray) -> Any:

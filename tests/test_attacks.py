@@ -90,6 +90,14 @@ def test_momentum_accumulates_normalised_gradients(images: Array, labels: Array)
     np.testing.assert_allclose(ours.images, moved, atol=1e-6)
 
 
+@pytest.fixture(params=[12, 5], ids=["all at a time", "five at a time"])
+def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many of the 12 images go through the network at a time."""
+    monkeypatch.setattr(attacks, "AT_A_TIME", request.param * 48)
+    return request.param
+
+
+@pytest.mark.usefixtures("at_a_time")
 def test_a_sweep_is_its_attacks_one_by_one(images: Array, labels: Array) -> None:
     rows = jnp.stack([labels, *(attacks.likeliest(network, images, rank) for rank in (2, 3, 4))])
     targeted, epsilons = np.asarray([False, True, True, True]), np.asarray([0.0, 0.02, 0.3], np.float32)
@@ -100,7 +108,9 @@ def test_a_sweep_is_its_attacks_one_by_one(images: Array, labels: Array) -> None
         np.testing.assert_array_equal(swept.success[row, epsilon], alone.success)
 
 
-def test_a_sweep_takes_one_gradient_a_target_however_many_epsilons(images: Array, labels: Array) -> None:
+def test_a_sweep_takes_one_gradient_a_target_however_many_epsilons(
+    images: Array, labels: Array, at_a_time: int
+) -> None:
     backward: list[None] = []
 
     @jax.custom_vjp
@@ -117,7 +127,7 @@ def test_a_sweep_takes_one_gradient_a_target_however_many_epsilons(images: Array
         backward.clear()
         jax.block_until_ready(attacks.sweep(counted, images, rows, targeted, jnp.linspace(0, 1, count)))
         jax.effects_barrier()
-        assert len(backward) == len(rows)
+        assert len(backward) == len(rows) * -(-len(images) // at_a_time)
 
 
 def test_restarts_keep_the_best_of_every_image(images: Array, labels: Array) -> None:
