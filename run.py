@@ -24,7 +24,7 @@ import tyro
 import adversarial.config
 import latent_arith.config
 import vae.config
-from runtime import interrupts, run_directory
+from runtime import compilation_cache, interrupts, run_directory
 from runtime.errors import UserError
 
 EXPERIMENTS = {"vae": "vae", "latent-arith": "latent_arith", "adversarial": "adversarial"}
@@ -66,6 +66,8 @@ class Options(Generic[Config]):
     """Go on with the run in this directory, with its own configuration."""
     overwrite: bool = False
     """Delete the run that --out names, if it exists."""
+    compilation_cache: bool = True
+    """Keep what is compiled in the user's cache, so that the next run starts sooner."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,8 @@ def main(arguments: list[str]) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     options = _options(command, arguments)
+    if options.compilation_cache:
+        compilation_cache.enable()
     resumed = options.resume and nullcontext(options.resume)
     with resumed or run_directory.create(options.out, options.overwrite) as run_dir:
         try:
