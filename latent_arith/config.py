@@ -5,6 +5,7 @@ from math import inf
 from typing import Literal
 
 from runtime.errors import UserError
+from vae.config import Precision
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class LatentArithConfig:
     """Let the learning rate fall to 0 over the training, along a cosine."""
     adam_epsilon: float = 1e-7
     """Adam's epsilon, added before the bias correction as in Keras."""
+    precision: Precision = "default"
+    """Of products in training; default is the platform's own, and bf16 holds for activations too (vae/precision.py)."""
     dropout: float = 0.25
     """Share of the activations that is dropped in training."""
     reconstruction_weight: float = 10_000.0

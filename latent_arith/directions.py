@@ -122,8 +122,8 @@ def find(
     active = np.ones(len(names), bool)
     for latents, attributes, weights in _blocks(encode, batches, len(names)):
         if moments is None:
-            moments, origin = _empty(len(names), latents.shape[1]), latents.mean(axis=0)
-        before, moments = moments, _updated(moments, latents - origin, attributes * active, weights)
+            moments, origin = no_moments(len(names), latents.shape[1]), latents.mean(axis=0)
+        before, moments = moments, updated(moments, latents - origin, attributes * active, weights)
         if rule == "classic":
             active &= ~_classic_stop(before, moments)
         elif rule == "stderr":
@@ -204,13 +204,16 @@ def _blocks(
         yield latents, attributes, weights
 
 
-def _empty(attributes: int, latent_dim: int) -> Moments:
+def no_moments(attributes: int, latent_dim: int) -> Moments:
+    """Moments of no images."""
     zero, wide = jnp.zeros((2, attributes)), jnp.zeros((2, attributes, latent_dim))
     return Moments(zero, zero, zero, wide, wide)
 
 
 @jax.jit
-def _updated(moments: Moments, latents: Latents, attributes: Array, weights: Array) -> Moments:
+def updated(moments: Moments, latents: Latents, attributes: Array, weights: Array) -> Moments:
+    """Moments with those of a block of images merged in, under `vmap` over groups and attributes."""
+
     def of_group(members: Float[Array, " n"], weights: Float[Array, " n"]) -> Moments:
         weights = members * weights
         total = jnp.sum(weights)

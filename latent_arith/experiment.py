@@ -250,7 +250,7 @@ def _orthogonal(found: Directions, exclusive: np.ndarray) -> Directions:
 
 
 def _model(config: LatentArithConfig) -> FaceVae:
-    return FaceVae(config.dropout, config.reconstruction_weight)
+    return FaceVae(config.dropout, config.reconstruction_weight, config.precision)
 
 
 def _train(config: LatentArithConfig, data: FaceData, run_dir: Path, say: Callable[[str], None]) -> Parameters:

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int, Key, UInt8
 from kernels.few_at_a_time import few_at_a_time
 from latent_arith import nets
 from vae import objectives
+from vae.config import Precision
+from vae.precision import in_precision
 from vae.train import Parameters, normalize
 
 PIXELS = 128 * 128 * 3
@@ -34,10 +36,12 @@ class FaceVae:
     Attributes:
         dropout: Share of the activations that is dropped in training.
         reconstruction_weight: Weight of the binary cross-entropy, which is a mean over pixels, against the KL.
+        precision: In which both networks are trained; all else is in the platform's own.
     """
 
     dropout: float = 0.25
     reconstruction_weight: float = 10_000.0
+    precision: Precision = "default"
 
     def init(self, key: Key[Array, ""]) -> Parameters:
         """Variables of both networks, `params` and `batch_stats` of each."""
@@ -68,13 +72,15 @@ class FaceVae:
         """
         del step
         noise_key, encoder_key, decoder_key = jax.random.split(key, 3)
-        (mean, log_variance), encoder = nets.Encoder(self.dropout).apply(
-            params["encoder"], images, train=True, rngs={"dropout": encoder_key}, mutable=["batch_stats"]
-        )
+
+        def trained(network: nets.Encoder | nets.Decoder, key: Array) -> Callable[[Parameters, Array], Any]:
+            return partial(network.apply, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+
+        encode = trained(nets.Encoder(self.dropout), encoder_key)
+        decode = trained(nets.Decoder(self.dropout), decoder_key)
+        (mean, log_variance), encoder = in_precision(self.precision, encode, params["encoder"], images)
         latents = objectives.reparameterize(noise_key, mean, log_variance)
-        logits, decoder = nets.Decoder(self.dropout).apply(
-            params["decoder"], latents, train=True, rngs={"dropout": decoder_key}, mutable=["batch_stats"]
-        )
+        logits, decoder = in_precision(self.precision, decode, params["decoder"], latents)
         reconstruction = objectives.binary_cross_entropy(logits, images) / PIXELS
         kl = jnp.sum(objectives.gaussian_kl(mean, log_variance), axis=-1)
         total = self.reconstruction_weight * reconstruction + kl
@@ -88,12 +94,12 @@ def equivalent_beta(reconstruction_weight: float) -> float:
 
 def encoder(params: Parameters) -> Encode:
     """Function from pixels 0…255 to posterior means, compiled for one size of batch and used for any."""
-    return lambda images: in_chunks(partial(_posterior_means, params), images)
+    return lambda images: in_chunks(partial(posterior_means, params), images)
 
 
 def decoder(params: Parameters) -> Decode:
     """Function from latents to pixels 0…255, compiled for one size of batch and used for any."""
-    return lambda latents: in_chunks(partial(_pixels, params), latents)
+    return lambda latents: in_chunks(partial(pixels_of, params), latents)
 
 
 @jax.jit
@@ -116,7 +122,9 @@ def held_out_losses(
 
 
 @jax.jit
-def _posterior_means(params: Parameters, images: UInt8[Array, "chunk 128 128 3"]) -> Latents:
+def posterior_means(params: Parameters, images: UInt8[Array, "batch 128 128 3"]) -> Latents:
+    """Posterior means of images 0…255; `encoder` compiles it for one size."""
+
     def encode(images: Array) -> Array:
         return FaceVae().encode(params, normalize(images))[0]
 
@@ -124,7 +132,9 @@ def _posterior_means(params: Parameters, images: UInt8[Array, "chunk 128 128 3"]
 
 
 @jax.jit
-def _pixels(params: Parameters, latents: Latents) -> UInt8[Array, "chunk 128 128 3"]:
+def pixels_of(params: Parameters, latents: Latents) -> UInt8[Array, "batch 128 128 3"]:
+    """Images 0…255 of latents; `decoder` compiles it for one size."""
+
     def decode(latents: Array) -> Array:
         return jnp.round(jax.nn.sigmoid(FaceVae().decode(params, latents)) * 255).astype(jnp.uint8)
 

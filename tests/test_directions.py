@@ -188,7 +188,7 @@ def test_orthogonal_directions() -> None:
 def test_one_pass_and_one_compilation_serve_all_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     images, attributes = population(1700)
     calls = 0
-    traces = directions._updated._cache_size()
+    traces = directions.updated._cache_size()
 
     def encode(images: np.ndarray) -> Array:
         nonlocal calls
@@ -197,7 +197,7 @@ def test_one_pass_and_one_compilation_serve_all_attributes(monkeypatch: pytest.M
 
     directions.find(encode, batches(images, attributes, 100), NAMES)
     assert calls == 17
-    assert directions._updated._cache_size() <= traces + 1
+    assert directions.updated._cache_size() <= traces + 1
 
 
 def test_shapes_that_do_not_fit_are_told() -> None:

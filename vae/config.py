@@ -6,6 +6,8 @@ from typing import Literal
 
 from runtime.errors import UserError
 
+Precision = Literal["default", "float32", "tf32", "bf16"]
+
 
 @dataclass(frozen=True)
 class VaeConfig:
@@ -23,6 +25,8 @@ class VaeConfig:
     """Adam's learning rate."""
     adam_epsilon: float = 1e-7
     """Adam's epsilon, added before the bias correction as in Keras."""
+    precision: Precision = "default"
+    """Of products in training; default is the platform's own, and bf16 holds for activations too (vae/precision.py)."""
     reconstruction: Literal["binary_cross_entropy", "squared_error"] = "binary_cross_entropy"
     """Reconstruction loss of the VAE, summed over pixels."""
     beta: float = 1.0

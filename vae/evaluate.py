@@ -9,6 +9,9 @@ neighbour: density tells in how many balls a sample lies, as a share of what rea
 give, and coverage is the share of balls that hold any sample. A few real outliers with wide
 balls weigh little in either. Density alone says little: blurred samples crowd where balls
 overlap, and samples that are all alike can score high; coverage shows that they are alike.
+
+Scikit-learn is imported where it is used, which is after training: to import it takes as long as
+all else before the first step.
 """
 
 from functools import partial
@@ -18,9 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Key, UInt8
-from sklearn.decomposition import PCA
-from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from vae import objectives
 from vae.models import Model
@@ -152,6 +152,8 @@ def neighbour_accuracy(
     train: Codes, train_labels: np.ndarray, test: Codes, test_labels: np.ndarray, neighbours: int = 10
 ) -> float:
     """Accuracy of a k-nearest-neighbour vote in latent space, trained on the codes of the training images."""
+    from sklearn.neighbors import KNeighborsClassifier
+
     classifier = KNeighborsClassifier(min(neighbours, len(train))).fit(train, train_labels)
     return float(classifier.score(test, test_labels))
 
@@ -163,6 +165,8 @@ def sample_quality(samples: UInt8[np.ndarray, "m 28 28 1"], real: UInt8[np.ndarr
         samples: Decoded prior samples, pixels 0…255.
         real: Held-out images; the first as many as there are samples serve for density and coverage.
     """
+    from sklearn.decomposition import PCA
+
     flat_real, flat_samples = (x.reshape(len(x), -1) / 255 for x in (real, samples))
     components = min(PRINCIPAL_COMPONENTS, *flat_real.shape)
     projection = PCA(components, svd_solver="covariance_eigh").fit(flat_real)
@@ -189,6 +193,9 @@ def density_and_coverage(samples: Codes, real: Codes, neighbours: int = 5) -> tu
         real: Points (n, d), n > neighbours.
         neighbours: The k whose distance is the radius of the ball around each real point.
     """
+    from sklearn.metrics.pairwise import euclidean_distances
+    from sklearn.neighbors import NearestNeighbors
+
     radius = NearestNeighbors().fit(real).kneighbors(real, neighbours + 1)[0][:, -1]
     inside = euclidean_distances(real, samples) <= radius[:, None]
     return float(inside.sum(axis=0).mean() / neighbours), float(inside.any(axis=1).mean())

@@ -52,7 +52,7 @@ def run(config: VaeConfig, run_dir: Path, say: Callable[[str], None] = print) ->
     images = jnp.asarray(dataset.train.images[: config.train_images])
     steps = train.steps_per_epoch(len(images), config.batch_size)
     compared = {
-        "autoencoder": models.autoencoder(),
+        "autoencoder": models.autoencoder(config.precision),
         "vae": models.variational_autoencoder(config, config.kl_warmup_epochs * steps),
     }
     say(f"vae: {len(images):,} training and {len(dataset.test.images):,} held-out images from {config.data}")

@@ -10,7 +10,8 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from vae import nets, objectives
-from vae.config import VaeConfig
+from vae.config import Precision, VaeConfig
+from vae.precision import in_precision
 from vae.train import Parameters
 
 LATENT_DIM = 2
@@ -30,23 +31,26 @@ class Model:
             autoencoder is a point, with log variance -∞.
         decode: Parameters and latents to logits of pixels.
         objective: Logits, images, mean, log variance and step to the training loss of each example and its parts.
+        precision: In which both networks are trained; all else is in the platform's own.
     """
 
     init: Callable[[Key[Array, ""]], Parameters]
     encode: Callable[[Parameters, Images], tuple[Latents, Latents]]
     decode: Callable[[Parameters, Latents], Images]
     objective: Callable[[Images, Images, Latents, Latents, Int[Array, ""]], tuple[PerExample, dict[str, PerExample]]]
+    precision: Precision = "default"
 
     def loss(
         self, params: Parameters, images: Images, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[PerExample, dict[str, PerExample], Parameters]:
         """Objective with one posterior sample per image; the autoencoder's sample is its code."""
-        mean, log_variance = self.encode(params, images)
-        logits = self.decode(params, objectives.reparameterize(key, mean, log_variance))
+        mean, log_variance = in_precision(self.precision, self.encode, params, images)
+        latents = objectives.reparameterize(key, mean, log_variance)
+        logits = in_precision(self.precision, self.decode, params, latents)
         return *self.objective(logits, images, mean, log_variance, step), {}
 
 
-def autoencoder() -> Model:
+def autoencoder(precision: Precision = "default") -> Model:
     """Deterministic encoder and decoder trained with squared error, mean over pixels."""
     encoder = nets.Encoder(("z",), LATENT_DIM)
 
@@ -61,7 +65,7 @@ def autoencoder() -> Model:
         del mean, log_variance, step
         return objectives.squared_error(logits, images), {}
 
-    return Model(_init(encoder), encode, _decode, objective)
+    return Model(_init(encoder), encode, _decode, objective, precision)
 
 
 def variational_autoencoder(config: VaeConfig, warmup_steps: int = 0) -> Model:
@@ -83,7 +87,7 @@ def variational_autoencoder(config: VaeConfig, warmup_steps: int = 0) -> Model:
         total = objectives.negative_elbo(reconstruction, kl, beta, config.free_bits)
         return total, {"reconstruction": reconstruction, "kl": jnp.sum(kl, axis=-1)}
 
-    return Model(_init(encoder), encode, _decode, objective)
+    return Model(_init(encoder), encode, _decode, objective, config.precision)
 
 
 def _decode(params: Parameters, latents: Latents) -> Images:
