@@ -5,6 +5,7 @@ python run.py [all | vae | latent-arith | adversarial] [--preset quick|demo|seed
 python run.py redraw EDIT.npz --weights WEIGHTS [--out FILE.png]
 python run.py check RUN
 python run.py figures RUN
+python run.py bench [--quick] [--works NAME …] [--out FILE.json]
 """
 
 import argparse
@@ -86,6 +87,20 @@ class RedrawOptions:
     """The picture; by default beside the edit, with its name and .png."""
     overwrite: bool = False
     """Replace the picture, if it exists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+    """Times every hot function on this device, stage by stage, and how close it comes to the device's limit."""
+
+    works: tuple[str, ...] = ()
+    """Which; all, if none is named."""
+    precision: vae.config.Precision = "default"
+    """Of the training steps."""
+    quick: bool = False
+    """Little work and few repeats, to see that everything runs; the times mean nothing."""
+    out: Path | None = None
+    """File of the results, JSON; by default named after the time, under runs/."""
 
 
 def main(arguments: list[str]) -> int:
@@ -285,6 +300,13 @@ def _redraw(arguments: list[str]) -> int:
     return 0
 
 
+def _bench(arguments: list[str]) -> int:
+    """Usage: python run.py bench [--quick] [--works NAME …] [--out FILE.json]. Times every hot function."""
+    options = _parse(BenchOptions, None, "bench", arguments)
+    import_module("benchmarks.bench").run(options.quick, options.works, options.out, options.precision)
+    return 0
+
+
 def _run_argument(command: str, arguments: list[str]) -> tuple[Path, str]:
     """The run directory that is a command's only argument, and the command that made it."""
     if "--help" in arguments or "-h" in arguments:
@@ -299,7 +321,7 @@ def _run_argument(command: str, arguments: list[str]) -> tuple[Path, str]:
     return Path(arguments[0]), made_by
 
 
-COMMANDS = {"check": _check, "figures": _figures, "redraw": _redraw}
+COMMANDS = {"bench": _bench, "check": _check, "figures": _figures, "redraw": _redraw}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -38,9 +38,14 @@ class Attacked(NamedTuple):
     success: Bool[Array, " n"]
 
 
+def evaluated(logits: Logits, images: Images) -> Float[Array, "n classes"]:
+    """Logits of all images, a few at a time where that is faster."""
+    return few_at_a_time(logits, images, few=_few(images))
+
+
 def loss(logits: Logits, images: Images, labels: Labels) -> Float[Array, " n"]:
     """Cross-entropy of every image, from its logits."""
-    return optax.softmax_cross_entropy_with_integer_labels(_evaluated(logits, images), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(evaluated(logits, images), labels)
 
 
 def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: Bool[Array, ""]) -> Images:
@@ -55,7 +60,7 @@ def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: Boo
 
 def likeliest(logits: Logits, images: Images, rank: int = 1) -> Labels:
     """The class of a rank for every image: 1 is the top one, 2 the next; -1 is the least likely one."""
-    order = jnp.argsort(_evaluated(logits, images), axis=1, descending=True, stable=True)
+    order = jnp.argsort(evaluated(logits, images), axis=1, descending=True, stable=True)
     return order[:, rank - 1 if rank > 0 else rank]
 
 
@@ -110,7 +115,7 @@ def sweep(
 
     def of_epsilon(epsilon: Float[Array, ""]) -> Attacked:
         moved = jnp.clip(images[None] + epsilon * steps, *bounds)
-        found = _evaluated(logits, moved.reshape(-1, *images.shape[1:]))
+        found = evaluated(logits, moved.reshape(-1, *images.shape[1:]))
         return Attacked(moved, succeeded(found.reshape(*labels.shape, -1), labels, targeted[:, None]))
 
     return jax.tree.map(lambda part: jnp.swapaxes(part, 0, 1), jax.lax.map(of_epsilon, epsilons))
@@ -162,7 +167,7 @@ def iterated(
 
     begun = images if start is None else start
     moved, _ = jax.lax.fori_loop(0, steps, step, (begun, jnp.zeros_like(images)))
-    return Attacked(moved, succeeded(_evaluated(logits, moved), labels, aimed))
+    return Attacked(moved, succeeded(evaluated(logits, moved), labels, aimed))
 
 
 def pgd(
@@ -242,11 +247,6 @@ def random_in_ball(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> I
     direction = _direction(jax.random.normal(direction_key, shape), norm)
     dimension = shape[1] * shape[2] * shape[3]
     return direction * jax.random.uniform(length_key, (shape[0], 1, 1, 1)) ** (1 / dimension)
-
-
-def _evaluated(logits: Logits, images: Images) -> Float[Array, "n classes"]:
-    """Logits of all images, a few at a time where that is faster."""
-    return few_at_a_time(logits, images, few=_few(images))
 
 
 def _direction(gradient: Images, norm: Norm) -> Images:

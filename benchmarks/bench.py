@@ -1,0 +1,398 @@
+"""Timings of this project alone, on whatever device is there: every hot function, stage by stage, against its limit.
+
+python run.py bench [--quick] [--works NAME …] [--out FILE.json]
+
+Tracing, lowering and compilation are timed once each, with no cache; then the compiled program runs until it has taken
+`SECONDS` or `MOST_REPEATS` times. The limit of a program is the longer of two times: that of its floating-point
+operations at the rate of a large matrix product, and that of reading its arguments and writing its results at the rate
+of a large copy, both measured in the same run. Operations are those that XLA counts in the program as it is lowered for
+TPU, where convolutions are one operation each, before it optimises anything: what the network asks for, not what a
+platform's form of it takes. XLA counts the body of a loop once, so a work with loops says what it consists of.
+"""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental.compilation_cache import compilation_cache
+
+from adversarial import attacks
+from benchmarks import fgsm_ours, fgsm_work
+from latent_arith import directions, faces
+from latent_arith.config import SEED as FACES
+from latent_arith.models import FaceVae, pixels_of, posterior_means
+from latent_arith.nets import LATENT_DIM as FACES_LATENT
+from runtime.errors import UserError
+from runtime.run_directory import describe_machine, write_json
+from vae import evaluate, experiment, models, train
+from vae.config import SEED as DIGITS
+from vae.config import Precision
+
+SECONDS, MOST_REPEATS, FEWEST_REPEATS = 3.0, 50, 3
+
+
+class Program(NamedTuple):
+    """A function of arrays, and arrays for it."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One hot function.
+
+    Attributes:
+        title: What it does.
+        images: Images that a call handles.
+        program: What is timed.
+        consists_of: Programs without loops that it amounts to, and how often it runs each; itself, if not told.
+    """
+
+    title: str
+    images: int
+    program: Program
+    consists_of: tuple[tuple[int, Program], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work there is.
+
+    Attributes:
+        digits: Training images of the digits' VAE.
+        batch: Images of a training step.
+        faces: Images that are encoded at once; and of the direction pass, a tenth of a block of it.
+        grid: Points of the latent plane that are decoded.
+        photo: Side of a photo.
+        photos: Numbers of photos of FGSM; the second is also that of the sweep.
+        pgd: Photos of PGD.
+        epsilons: Radii of the sweep.
+    """
+
+    digits: int = 1000
+    batch: int = 32
+    faces: int = 50
+    grid: int = 400
+    photo: int = fgsm_work.SIZE
+    photos: tuple[int, int, int] = (1, 16, 64)
+    pgd: int = 4
+    epsilons: int = 10
+
+
+QUICK = Sizes(digits=64, batch=8, faces=10, grid=100, photo=32, photos=(1, 2, 3), pgd=2, epsilons=2)
+
+
+def run(quick: bool, names: tuple[str, ...], out: Path | None, precision: Precision = "default") -> Path:
+    """Measures, prints a table and writes the JSON; returns its path.
+
+    Args:
+        quick: Small arrays and few repeats, to see that everything runs; the times mean nothing.
+        names: Works to measure, of `WORKS`; all if there are none.
+        out: File of the JSON, by default named after the time, under runs/.
+        precision: Of the training steps.
+
+    Raises:
+        UserError: A name is unknown, or the file exists or cannot be written.
+    """
+    unknown = [name for name in names if name not in WORKS]
+    if unknown:
+        raise UserError(f"works: there is no {unknown[0]!r}; expected some of {', '.join(WORKS)}")
+    out = out or Path("runs") / f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    with _without_compilation_cache():
+        rates = measured_rates(quick)
+        print(_rates_line(rates), flush=True)
+        rows: dict[str, dict[str, Any]] = {}
+        for name in names or WORKS:
+            jax.clear_caches()
+            work = WORKS[name](QUICK if quick else Sizes(), precision)
+            rows[name] = measured(work, rates, quick)
+            if len(rows) == 1:
+                print(_line(HEADINGS) + "\n" + _line(["---"] * len(HEADINGS)))
+            print(_line(_cells(rows[name])), flush=True)
+    record = {**describe_machine(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "quick": quick}
+    memory = jax.local_devices()[0].memory_stats() or {}
+    record |= {"precision": precision, "peak_bytes_of_all": memory.get("peak_bytes_in_use"), "rates": rates}
+    write_json(out, {**record, "works": rows})
+    print(out)
+    return out
+
+
+def measured(work: Work, rates: dict[str, float], quick: bool = False) -> dict[str, Any]:
+    """Seconds of every stage, rates, memory, and the share of the limit that the work reaches."""
+    function, arguments = work.program
+    stages: dict[str, float] = {}
+
+    def timed(stage: str, step: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = step()
+        stages[f"{stage}_seconds"] = time.perf_counter() - start
+        return result
+
+    traced = timed("trace", lambda: jax.jit(function).trace(*arguments))
+    lowered = timed("lower", traced.lower)
+    compiled = timed("compile", lowered.compile)
+    seconds = _warm(lambda: compiled(*arguments), 0 if quick else SECONDS)
+    plan = compiled.memory_analysis()
+    counts = [(times, operations(program)) for times, program in work.consists_of or ((1, work.program),)]
+    flops = sum(times * count for times, count in counts)
+    moved = plan.argument_size_in_bytes + plan.output_size_in_bytes
+    median = statistics.median(seconds)
+    limits = {"products": flops / rates["flops_per_second"], "copies": moved / rates["bytes_per_second"]}
+    bound = max(limits, key=lambda name: limits[name])
+    peak = moved + plan.temp_size_in_bytes - plan.alias_size_in_bytes
+    return {
+        "title": work.title,
+        **stages,
+        "warm_seconds": {"median": median, "min": min(seconds), "max": max(seconds), "repeats": len(seconds)},
+        "images_per_second": work.images / median,
+        "flops": flops,
+        "flops_per_second": flops / median,
+        "bytes_in_and_out": moved,
+        "share_of_limit": limits[bound] / median,
+        "limit": bound,
+        "peak_bytes": peak,
+    }
+
+
+def operations(program: Program) -> float:
+    """Floating-point operations of a program by XLA's count, before it is optimised and in no platform's own form."""
+    lowered = jax.jit(program.function).trace(*program.arguments).lower(lowering_platforms=("tpu",))
+    analysis: Any = lowered.cost_analysis()
+    return float(analysis["flops"])
+
+
+def measured_rates(quick: bool = False) -> dict[str, float]:
+    """FLOP/s of a large matrix product and bytes/s, read and written, of a large copy on this device."""
+    side, size = (256, 2**20) if quick else (2048, 2**26) if jax.default_backend() == "cpu" else (8192, 2**28)
+    matrix, array = jnp.ones((side, side)), jnp.ones(size)
+    multiply, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    products = _warm(lambda: multiply(matrix, matrix), 0 if quick else 1)
+    copies = _warm(lambda: copy(array), 0 if quick else 1)
+    return {
+        "flops_per_second": 2 * side**3 / statistics.median(products),
+        "bytes_per_second": 2 * array.nbytes / statistics.median(copies),
+    }
+
+
+def _warm(call: Callable[[], Any], budget: float) -> list[float]:
+    """Seconds of repeats after a first one; at least `FEWEST_REPEATS` of them."""
+    jax.block_until_ready(call())
+    seconds: list[float] = []
+    while len(seconds) < FEWEST_REPEATS or (sum(seconds) < budget and len(seconds) < MOST_REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def digits_step(sizes: Sizes, precision: Precision) -> Work:
+    """A training step of the digits' VAE."""
+    model, optimizer = _digits_vae(precision), experiment.optimizer(DIGITS)
+    step = partial(train.train_step, loss=model.loss, optimizer=optimizer)
+    state = train.init_state(jax.random.key(0), model.init, optimizer)
+    arguments = state, _pixels(sizes.batch, 28, 1), jnp.ones(sizes.batch)
+    return Work(f"digit VAE, a training step of {sizes.batch}", sizes.batch, Program(step, arguments))
+
+
+def digits_epoch(sizes: Sizes, precision: Precision) -> Work:
+    """An epoch of such steps, as one scan."""
+    step = digits_step(sizes, precision).program
+    epoch = partial(train.train_epoch, batch_size=sizes.batch, **step.function.keywords)  # type: ignore[attr-defined]
+    program = Program(epoch, (step.arguments[0], _pixels(sizes.digits, 28, 1)))
+    steps = train.steps_per_epoch(sizes.digits, sizes.batch)
+    return Work(f"digit VAE, an epoch of {sizes.digits:,}", sizes.digits, program, ((steps, step),))
+
+
+def digits_grid(sizes: Sizes, precision: Precision) -> Work:
+    """The latent plane, decoded."""
+    model = _digits_vae(precision)
+    params = jax.tree.map(lambda leaf: leaf[None], model.init(jax.random.key(0)))
+    few, all_of_them = (
+        Program(partial(evaluate.decode, model), (params, jax.random.normal(jax.random.key(1), (1, count, 2))))
+        for count in (evaluate.EXAMPLES_PER_BATCH, sizes.grid)
+    )
+    title = f"digit VAE, a grid of {sizes.grid} decoded"
+    return Work(title, sizes.grid, all_of_them, ((sizes.grid // evaluate.EXAMPLES_PER_BATCH, few),))
+
+
+def face_step(sizes: Sizes, precision: Precision) -> Work:
+    """A training step of the face VAE."""
+    model = FaceVae(FACES.dropout, FACES.reconstruction_weight, precision)
+    optimizer = train.adam(FACES.learning_rate, FACES.adam_epsilon)
+    step = partial(train.train_step, loss=model.loss, optimizer=optimizer)
+    state = train.init_state(jax.random.key(0), model.init, optimizer)
+    arguments = state, _pixels(sizes.batch, 128, 3), jnp.ones(sizes.batch)
+    return Work(f"face VAE, a training step of {sizes.batch}", sizes.batch, Program(step, arguments))
+
+
+def face_encode(sizes: Sizes, precision: Precision) -> Work:
+    """Posterior means of faces."""
+    program = Program(posterior_means, (_face_params(), _pixels(sizes.faces, 128, 3)))
+    return Work(f"face VAE, {sizes.faces} encoded", sizes.faces, program)
+
+
+def face_decode(sizes: Sizes, precision: Precision) -> Work:
+    """Faces from latents."""
+    latents = jax.random.normal(jax.random.key(1), (sizes.faces, FACES_LATENT))
+    return Work(f"face VAE, {sizes.faces} decoded", sizes.faces, Program(pixels_of, (_face_params(), latents)))
+
+
+def face_directions(sizes: Sizes, precision: Precision) -> Work:
+    """What the direction pass computes of a block of images, all attributes at once."""
+    count, attributes = 10 * sizes.faces, len(faces.ATTRIBUTES)
+
+    def block(params: Any, moments: Any, pixels: Array, signs: Array, weights: Array) -> Any:
+        return directions.updated(moments, posterior_means(params, pixels), signs, weights)
+
+    signs = jax.random.choice(jax.random.key(2), jnp.asarray([-1, 1], jnp.int8), (count, attributes))
+    moments = directions.no_moments(attributes, FACES_LATENT)
+    arguments = _face_params(), moments, _pixels(count, 128, 3), signs, jnp.ones(signs.shape)
+    return Work(f"direction pass, {count} faces, {attributes} attributes", count, Program(block, arguments))
+
+
+def forward(sizes: Sizes, precision: Precision, count: int | None = None) -> Work:
+    """Logits of photos."""
+    count = count or sizes.photos[1]
+
+    def logits(variables: Any, images: Array) -> Array:
+        return attacks.evaluated(fgsm_ours.logits_of(variables), images)
+
+    program = Program(logits, (fgsm_ours.variables_on_device(), _photos(sizes, count)))
+    return Work(f"MobileNetV2, logits of {count}", count, program)
+
+
+def gradient(which: int, sizes: Sizes, precision: Precision) -> Work:
+    """FGSM's gradient with respect to photos."""
+    count = sizes.photos[which]
+
+    def of_images(variables: Any, images: Array, labels: Array) -> Array:
+        return attacks.input_gradient(fgsm_ours.logits_of(variables), images, labels, jnp.asarray(False))
+
+    arguments = fgsm_ours.variables_on_device(), _photos(sizes, count), jnp.asarray(fgsm_work.labels(count))
+    return Work(f"MobileNetV2, FGSM gradient of {count}", count, Program(of_images, arguments))
+
+
+def sweep(sizes: Sizes, precision: Precision) -> Work:
+    """Every ε, untargeted and towards three classes."""
+    count = sizes.photos[1]
+    targeted, epsilons = jnp.arange(4) > 0, jnp.asarray(fgsm_ours.EPSILONS[: sizes.epsilons])
+
+    def swept(variables: Any, images: Array, rows: Array) -> Any:
+        return attacks.sweep(fgsm_ours.logits_of(variables), images, rows, targeted, epsilons)
+
+    def gradients(variables: Any, images: Array, rows: Array) -> Array:
+        logits = fgsm_ours.logits_of(variables)
+        return jax.vmap(lambda labels, aim: attacks.input_gradient(logits, images, labels, aim))(rows, targeted)
+
+    arguments = fgsm_ours.variables_on_device(), _photos(sizes, count), jnp.asarray(fgsm_ours.objectives(count))
+    parts = (1, Program(gradients, arguments)), (4 * sizes.epsilons, forward(sizes, precision).program)
+    return Work(f"FGSM, {sizes.epsilons} ε × 4 objectives, {count} photos", count, Program(swept, arguments), parts)
+
+
+def pgd(sizes: Sizes, precision: Precision) -> Work:
+    """Ten steps of PGD."""
+    count, steps = sizes.pgd, fgsm_ours.PGD_STEPS
+
+    def attack(key: Array, variables: Any, images: Array, labels: Array) -> Any:
+        logits, epsilon = fgsm_ours.logits_of(variables), fgsm_work.EPSILON
+        size = fgsm_ours.PGD_STEP * epsilon
+        return attacks.pgd(key, logits, images, labels, epsilon, step_size=size, steps=steps)
+
+    def one_gradient(key: Array, variables: Any, images: Array, labels: Array) -> Array:
+        return attacks.input_gradient(fgsm_ours.logits_of(variables), images, labels, jnp.asarray(False))
+
+    labels = jnp.asarray(fgsm_work.labels(count))
+    arguments = jax.random.key(0), fgsm_ours.variables_on_device(), _photos(sizes, count), labels
+    parts = (steps, Program(one_gradient, arguments)), (2, forward(sizes, precision, count).program)
+    return Work(f"PGD-{steps}, {count} photos", count, Program(attack, arguments), parts)
+
+
+WORKS: dict[str, Callable[[Sizes, Precision], Work]] = {
+    "digits_step": digits_step,
+    "digits_epoch": digits_epoch,
+    "digits_grid": digits_grid,
+    "face_step": face_step,
+    "face_encode": face_encode,
+    "face_decode": face_decode,
+    "face_directions": face_directions,
+    "forward": forward,
+    "gradient_1": partial(gradient, 0),
+    "gradient_16": partial(gradient, 1),
+    "gradient_64": partial(gradient, 2),
+    "sweep": sweep,
+    "pgd": pgd,
+}
+HEADINGS = (
+    "work",
+    "trace, lower, compile, s",
+    "warm, ms",
+    "images/s",
+    "GFLOP/s",
+    "share of the limit",
+    "peak memory, MB",
+)
+
+
+def _digits_vae(precision: Precision) -> models.Model:
+    return models.variational_autoencoder(replace(DIGITS, precision=precision))
+
+
+def _face_params() -> Any:
+    return jax.jit(FaceVae().init)(jax.random.key(0))
+
+
+def _pixels(count: int, side: int, channels: int) -> Array:
+    return jax.random.randint(jax.random.key(3), (count, side, side, channels), 0, 256, jnp.uint8)
+
+
+def _photos(sizes: Sizes, count: int) -> Array:
+    return jax.random.uniform(jax.random.key(4), (count, sizes.photo, sizes.photo, 3))
+
+
+@contextlib.contextmanager
+def _without_compilation_cache() -> Iterator[None]:
+    """Compiles everything anew; JAX reads this setting once, so what it read is forgotten before and after."""
+    settings: Any = jax.config
+    was = settings.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", was)
+        compilation_cache.reset_cache()
+
+
+def _rates_line(rates: Mapping[str, float]) -> str:
+    device = jax.devices()[0].device_kind
+    products, copies = rates["flops_per_second"] / 1e9, rates["bytes_per_second"] / 1e9
+    return f"{device}: matrix products {products:,.0f} GFLOP/s, copies {copies:,.1f} GB/s, read and written\n"
+
+
+def _cells(work: Mapping[str, Any]) -> list[str]:
+    warm = {name: f"{1e3 * work['warm_seconds'][name]:,.1f}" for name in ("median", "min", "max")}
+    return [
+        work["title"],
+        ", ".join(f"{work[f'{stage}_seconds']:.2f}" for stage in ("trace", "lower", "compile")),
+        f"{warm['median']} ({warm['min']} to {warm['max']})",
+        f"{work['images_per_second']:,.0f}",
+        f"{work['flops_per_second'] / 1e9:,.1f}",
+        f"{work['share_of_limit']:.0%} of {work['limit']}",
+        f"{work['peak_bytes'] / 1e6:,.0f}",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
