@@ -45,14 +45,14 @@ def evaluated(logits: Logits, images: Images) -> Float[Array, "n classes"]:
 
 def loss(logits: Logits, images: Images, labels: Labels) -> Float[Array, " n"]:
     """Cross-entropy of every image, from its logits."""
-    return optax.softmax_cross_entropy_with_integer_labels(evaluated(logits, images), labels)
+    return _cross_entropy(evaluated(logits, images), labels)
 
 
 def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: Bool[Array, ""]) -> Images:
     """∇ₓL, negated if targeted; L is a sum over the batch, so that no image's gradient depends on the others."""
 
     def of_some(images: Images, labels: Labels) -> Images:
-        return jax.grad(lambda x: jnp.sum(loss(logits, x, labels)))(images)
+        return jax.grad(lambda x: jnp.sum(_cross_entropy(logits(x), labels)))(images)
 
     gradient = few_at_a_time(of_some, images, labels, few=_few(images))
     return jnp.where(targeted, -gradient, gradient)
@@ -261,4 +261,5 @@ def _few(images: Images) -> int:
     return max(1, AT_A_TIME // math.prod(images.shape[1:]))
 
 
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 _positive = partial(jnp.maximum, 1e-12)

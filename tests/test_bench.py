@@ -1,0 +1,57 @@
+"""`python run.py bench`: what it writes, what it refuses, and its count of operations. No time is asserted."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import run
+from benchmarks import bench
+from benchmarks.bench import Program
+
+pytestmark = pytest.mark.lenient
+
+
+def test_it_prints_a_table_and_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    was = jax.config.values["jax_enable_compilation_cache"]
+    assert run.main(["bench", "--quick", "--works", "digits_grid", "digits_step", "--out", str(out)]) == 0
+    assert jax.config.values["jax_enable_compilation_cache"] == was
+    said = capsys.readouterr().out
+    assert "GFLOP/s, copies" in said and "| digit VAE, a grid of 100 decoded |" in said
+    record = json.loads(out.read_text())
+    assert {"devices", "versions", "date", "rates"} <= set(record) and record["quick"] is True
+    for work in record["works"].values():
+        assert min(work[f"{stage}_seconds"] for stage in ("trace", "lower", "compile")) > 0
+        warm = work["warm_seconds"]
+        assert 0 < warm["min"] <= warm["median"] <= warm["max"] and warm["repeats"] == bench.FEWEST_REPEATS
+        assert work["share_of_limit"] > 0 and work["peak_bytes"] > work["bytes_in_and_out"] > 0
+    assert run.main(["bench", "--quick", "--works", "digits_grid", "--out", str(out)]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_an_unknown_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["bench", "--works", "digit_step", "--out", str(tmp_path / "x.json")]) == 2
+    complaint = capsys.readouterr().err
+    assert "there is no 'digit_step'; expected some of digits_step" in complaint and complaint.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_operations_are_those_of_the_network_whatever_the_platform_makes_of_it() -> None:
+    matrix = jnp.ones((64, 64))
+    assert bench.operations(Program(jnp.matmul, (matrix, matrix))) == 2 * 64**3
+    # 300 million multiplications and additions: Sandler et al. 2018, table 4.
+    assert bench.operations(bench.forward(bench.Sizes(), "default", 1).program) == pytest.approx(2 * 300e6, rel=0.06)
+
+
+def test_what_a_loop_consists_of_is_counted_for_every_round() -> None:
+    """XLA counts the body of a loop once: an epoch of 8 steps would be one."""
+    work = bench.digits_epoch(bench.QUICK, "default")
+    ((times, step),) = work.consists_of
+    assert times * bench.QUICK.batch == work.images
+    assert bench.operations(step) == pytest.approx(bench.operations(work.program), rel=0.01)
+    grid = bench.digits_grid(bench.Sizes(), "default")
+    ((times, part),) = grid.consists_of
+    assert times == 4 and bench.operations(part) == pytest.approx(bench.operations(grid.program), rel=0.01)
