@@ -27,8 +27,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from adversarial import attacks
 from benchmarks import fgsm_ours, fgsm_work
-from latent_arith import directions, faces
+from latent_arith import directions
 from latent_arith.config import SEED as FACES
+from latent_arith.faces import ATTRIBUTES
 from latent_arith.models import FaceVae, pixels_of, posterior_means
 from latent_arith.nets import LATENT_DIM as FACES_LATENT
 from runtime.errors import UserError
@@ -53,7 +54,7 @@ class Work:
 
     Attributes:
         title: What it does.
-        images: Images that a call handles.
+        images: Images that a call handles: trains on, encodes, or makes.
         program: What is timed.
         consists_of: Programs without loops that it amounts to, and how often it runs each; itself, if not told.
     """
@@ -77,6 +78,9 @@ class Sizes:
         photos: Numbers of photos of FGSM; the second is also that of the sweep.
         pgd: Photos of PGD.
         epsilons: Radii of the sweep.
+        objectives: Objectives of the sweep.
+        attributes: Attributes of the direction pass.
+        seeds: Seeds that an epoch trains at once.
     """
 
     digits: int = 1000
@@ -87,6 +91,9 @@ class Sizes:
     photos: tuple[int, int, int] = (1, 16, 64)
     pgd: int = 4
     epsilons: int = 10
+    objectives: int = 4
+    attributes: int = len(ATTRIBUTES)
+    seeds: int = 1
 
 
 QUICK = Sizes(digits=64, batch=8, faces=10, grid=100, photo=32, photos=(1, 2, 3), pgd=2, epsilons=2)
@@ -110,7 +117,7 @@ def run(quick: bool, names: tuple[str, ...], out: Path | None, precision: Precis
     out = out or Path("runs") / f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
-    with _without_compilation_cache():
+    with without_compilation_cache():
         rates = measured_rates(quick)
         print(_rates_line(rates), flush=True)
         rows: dict[str, dict[str, Any]] = {}
@@ -207,12 +214,14 @@ def digits_step(sizes: Sizes, precision: Precision) -> Work:
 
 
 def digits_epoch(sizes: Sizes, precision: Precision) -> Work:
-    """An epoch of such steps, as one scan."""
+    """An epoch of such steps, as one scan, under `vmap` over seeds."""
     step = digits_step(sizes, precision).program
     epoch = partial(train.train_epoch, batch_size=sizes.batch, **step.function.keywords)  # type: ignore[attr-defined]
-    program = Program(epoch, (step.arguments[0], _pixels(sizes.digits, 28, 1)))
-    steps = train.steps_per_epoch(sizes.digits, sizes.batch)
-    return Work(f"digit VAE, an epoch of {sizes.digits:,}", sizes.digits, program, ((steps, step),))
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf] * sizes.seeds), step.arguments[0])
+    program = Program(jax.vmap(epoch, in_axes=(0, None)), (states, _pixels(sizes.digits, 28, 1)))
+    steps = sizes.seeds * train.steps_per_epoch(sizes.digits, sizes.batch)
+    title = f"digit VAE, an epoch of {sizes.digits:,}" + (f", {sizes.seeds} seeds" if sizes.seeds > 1 else "")
+    return Work(title, sizes.seeds * sizes.digits, program, ((steps, step),))
 
 
 def digits_grid(sizes: Sizes, precision: Precision) -> Work:
@@ -251,7 +260,7 @@ def face_decode(sizes: Sizes, precision: Precision) -> Work:
 
 def face_directions(sizes: Sizes, precision: Precision) -> Work:
     """What the direction pass computes of a block of images, all attributes at once."""
-    count, attributes = 10 * sizes.faces, len(faces.ATTRIBUTES)
+    count, attributes = 10 * sizes.faces, sizes.attributes
 
     def block(params: Any, moments: Any, pixels: Array, signs: Array, weights: Array) -> Any:
         return directions.updated(moments, posterior_means(params, pixels), signs, weights)
@@ -285,9 +294,9 @@ def gradient(which: int, sizes: Sizes, precision: Precision) -> Work:
 
 
 def sweep(sizes: Sizes, precision: Precision) -> Work:
-    """Every ε, untargeted and towards three classes."""
+    """Every ε, untargeted and towards some classes."""
     count = sizes.photos[1]
-    targeted, epsilons = jnp.arange(4) > 0, jnp.asarray(fgsm_ours.EPSILONS[: sizes.epsilons])
+    targeted, epsilons = jnp.arange(sizes.objectives) > 0, jnp.linspace(1, 10, sizes.epsilons) / 255
 
     def swept(variables: Any, images: Array, rows: Array) -> Any:
         return attacks.sweep(fgsm_ours.logits_of(variables), images, rows, targeted, epsilons)
@@ -296,9 +305,12 @@ def sweep(sizes: Sizes, precision: Precision) -> Work:
         logits = fgsm_ours.logits_of(variables)
         return jax.vmap(lambda labels, aim: attacks.input_gradient(logits, images, labels, aim))(rows, targeted)
 
-    arguments = fgsm_ours.variables_on_device(), _photos(sizes, count), jnp.asarray(fgsm_ours.objectives(count))
-    parts = (1, Program(gradients, arguments)), (4 * sizes.epsilons, forward(sizes, precision).program)
-    return Work(f"FGSM, {sizes.epsilons} ε × 4 objectives, {count} photos", count, Program(swept, arguments), parts)
+    rows = jnp.asarray(fgsm_ours.objectives(count, sizes.objectives - 1))
+    arguments = fgsm_ours.variables_on_device(), _photos(sizes, count), rows
+    moved = sizes.objectives * sizes.epsilons
+    parts = (1, Program(gradients, arguments)), (moved, forward(sizes, precision).program)
+    title = f"FGSM, {sizes.epsilons} ε × {sizes.objectives} objectives, {count} photos"
+    return Work(title, count * moved, Program(swept, arguments), parts)
 
 
 def pgd(sizes: Sizes, precision: Precision) -> Work:
@@ -362,7 +374,7 @@ def _photos(sizes: Sizes, count: int) -> Array:
 
 
 @contextlib.contextmanager
-def _without_compilation_cache() -> Iterator[None]:
+def without_compilation_cache() -> Iterator[None]:
     """Compiles everything anew; JAX reads this setting once, so what it read is forgotten before and after."""
     settings: Any = jax.config
     was = settings.jax_enable_compilation_cache

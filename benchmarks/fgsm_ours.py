@@ -91,9 +91,9 @@ def gains(logits: attacks.Logits, images: np.ndarray, moved: Sequence[np.ndarray
     return [float(loss(pixels) - loss(images)) for pixels in moved]
 
 
-def objectives(count: int) -> np.ndarray:
-    """True classes and, for every image, three others."""
-    return (fgsm_work.labels(count) + np.arange(1 + TARGETS, dtype=np.int32)[:, None]) % fgsm_work.CLASSES
+def objectives(count: int, targets: int = TARGETS) -> np.ndarray:
+    """True classes and, for every image, some others."""
+    return (fgsm_work.labels(count) + np.arange(1 + targets, dtype=np.int32)[:, None]) % fgsm_work.CLASSES
 
 
 def logits_of(variables: Any) -> attacks.Logits:
