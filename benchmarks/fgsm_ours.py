@@ -1,6 +1,5 @@
-"""FGSM and PGD on MobileNetV2 with this project's attacks, each in one call or in chunks."""
+"""FGSM and PGD on MobileNetV2 with this project's attacks, each in one call."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from benchmarks.side_by_side import time_repeats
 
 EPSILONS = np.linspace(1, 10, 10, dtype=np.float32) / 255
 TARGETS = 3
-CHUNKED_EPSILONS = 3
 PGD_STEPS, PGD_STEP = 10, 0.25
 
 
@@ -41,14 +39,13 @@ def sweep_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
         return attacks.sweep(logits_of(variables), pixels, rows, targeted, jnp.asarray(EPSILONS))
 
     def work() -> float:
-        swept = jax.device_get(sweep(variables, images, rows))
-        return float(np.abs(swept.images - images).mean() * 255)
+        return change(images, jax.device_get(sweep(variables, images, rows)).images)
 
     return time_repeats(work, repeats)
 
 
 def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """Ten steps of a quarter of ε from a random start, in one call; the check is the mean gain of the loss."""
+    """Ten steps of a quarter of ε from a random start, in one call; the check is the mean change of a pixel."""
     variables, labels = variables_on_device(), fgsm_work.labels(len(images))
 
     @jax.jit
@@ -59,36 +56,12 @@ def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[flo
 
     keys = iter(jax.random.split(jax.random.key(0), repeats))
     seconds, moved = time_repeats(lambda: jax.device_get(pgd(next(keys), variables, images, labels)), repeats)
-    return seconds, gains(logits_of(variables), images, moved)
+    return seconds, [change(images, some) for some in moved]
 
 
-def chunks_of(chunk: int) -> Callable[[np.ndarray, int], tuple[list[float], list[float]]]:
-    """A contestant that sweeps so many images at a time; its check is a call's temporary memory in XLA, in MB."""
-
-    def seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-        logits = logits_of(variables_on_device())
-
-        def attack(pixels: Array, labels: Array) -> attacks.Attacked:
-            some = jnp.asarray(EPSILONS[:CHUNKED_EPSILONS])
-            swept = attacks.sweep(logits, pixels, labels[None], jnp.asarray([False]), some)
-            return jax.tree.map(lambda part: jnp.moveaxis(part[0], 1, 0), swept)
-
-        pixels, labels = jnp.asarray(images), jnp.asarray(fgsm_work.labels(len(images)))
-        memory: Any = jax.jit(attack).lower(pixels[:chunk], labels[:chunk]).compile().memory_analysis()
-        seconds, _ = time_repeats(lambda: len(attacks.in_chunks(attack, pixels, labels, chunk).images), repeats)
-        return seconds, [memory.temp_size_in_bytes / 1e6] * repeats
-
-    return seconds
-
-
-chunks_of_4, chunks_of_16, chunks_of_64 = map(chunks_of, (4, 16, 64))
-
-
-def gains(logits: attacks.Logits, images: np.ndarray, moved: Sequence[np.ndarray]) -> list[float]:
-    """By how much each of the attacks raised the loss, in nats, mean over the images."""
-    labels = jnp.asarray(fgsm_work.labels(len(images)))
-    loss = jax.jit(lambda pixels: jnp.mean(attacks.loss(logits, pixels, labels)))
-    return [float(loss(pixels) - loss(images)) for pixels in moved]
+def change(images: np.ndarray, moved: np.ndarray) -> float:
+    """Mean change of a pixel, in grey levels."""
+    return float(np.abs(moved - images).mean() * 255)
 
 
 def objectives(count: int, targets: int = TARGETS) -> np.ndarray:
