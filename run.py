@@ -25,7 +25,7 @@ import tyro
 import adversarial.config
 import latent_arith.config
 import vae.config
-from runtime import compilation_cache, interrupts, run_directory
+from runtime import compilation_cache, huge_pages, interrupts, run_directory
 from runtime.errors import UserError
 
 EXPERIMENTS = {"vae": "vae", "latent-arith": "latent_arith", "adversarial": "adversarial"}
@@ -324,4 +324,5 @@ def _run_argument(command: str, arguments: list[str]) -> tuple[Path, str]:
 COMMANDS = {"bench": _bench, "check": _check, "figures": _figures, "redraw": _redraw}
 
 if __name__ == "__main__":
+    huge_pages.ask()
     sys.exit(main(sys.argv[1:]))

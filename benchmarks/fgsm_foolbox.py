@@ -1,5 +1,7 @@
 """FGSM and PGD by foolbox, on our MobileNetV2 as one jitted call."""
 
+from functools import partial
+
 import foolbox
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,12 @@ def sweep_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
         *((towards, foolbox.criteria.TargetedMisclassification(target)) for target in targets),
     ]
 
-    def work() -> float:
-        swept = [attack(model, pixels, criterion, epsilons=epsilons) for attack, criterion in criteria]
-        return fgsm_ours.change(images, np.stack([np.stack(row) for _, row, _ in jax.device_get(swept)]))
+    def work() -> list[list[np.ndarray]]:
+        return [
+            jax.device_get(attack(model, pixels, criterion, epsilons=epsilons)[1]) for attack, criterion in criteria
+        ]
 
-    return time_repeats(work, repeats)
+    return time_repeats(work, repeats, lambda swept: fgsm_ours.change(images, np.stack([*map(np.stack, swept)])))
 
 
 def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
@@ -42,5 +45,4 @@ def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[flo
     def work() -> np.ndarray:
         return jax.device_get(attack(model, pixels, criterion, epsilons=fgsm_work.EPSILON)[1])
 
-    seconds, moved = time_repeats(work, repeats)
-    return seconds, [fgsm_ours.change(images, some) for some in moved]
+    return time_repeats(work, repeats, partial(fgsm_ours.change, images))

@@ -22,15 +22,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
+from runtime import huge_pages
 from runtime.errors import UserError
 from runtime.run_directory import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENTS = {
-    "cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
-    "gpu": {"TF_CPP_MIN_LOG_LEVEL": "3"},
-}
-"""What a contestant's process is told, by device."""
+EVERYWHERE = {"TF_CPP_MIN_LOG_LEVEL": "3", huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}
+ENVIRONMENTS = {"cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", **EVERYWHERE}, "gpu": EVERYWHERE}
+"""What a contestant's process is told, by device: huge pages, as `run.py` takes them, are for all."""
 
 Run = Mapping[str, Any]
 Result = TypeVar("Result")
@@ -71,14 +70,18 @@ class Contestant:
         return packages + [program for program in self.programs if shutil.which(program) is None]
 
 
-def time_repeats(work: Callable[[], Result], repeats: int) -> tuple[list[float], list[Result]]:
-    """Times work whose result is on the host; returns the seconds and the result of each repeat."""
-    seconds, results = [], []
+def time_repeats(
+    work: Callable[[], Result], repeats: int, check: Callable[[Result], Any] | None = None
+) -> tuple[list[float], list[Any]]:
+    """Times work whose result is on the host; returns seconds and result of each repeat, or what `check` makes of it."""
+    seconds: list[float] = []
+    checks: list[Any] = []
     for _ in range(repeats):
         start = time.perf_counter()
-        results.append(work())
+        result = work()
         seconds.append(time.perf_counter() - start)
-    return seconds, results
+        checks.append(check(result) if check else result)
+    return seconds, checks
 
 
 def compare(
