@@ -73,7 +73,7 @@ class Contestant:
 def time_repeats(
     work: Callable[[], Result], repeats: int, check: Callable[[Result], Any] | None = None
 ) -> tuple[list[float], list[Any]]:
-    """Times work whose result is on the host; returns seconds and result of each repeat, or what `check` makes of it."""
+    """Times work whose result is on the host; returns seconds, and results or what `check` makes of them."""
     seconds: list[float] = []
     checks: list[Any] = []
     for _ in range(repeats):
