@@ -11,6 +11,7 @@ import numpy as np
 from keras import layers
 
 from benchmarks import face_work
+from benchmarks.mnist_keras import training
 from latent_arith.config import SEED
 
 
@@ -39,7 +40,7 @@ def tensorflow_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[floa
     """Trains on the images, with `training=True` (without it BatchNorm and Dropout are inert)."""
     import tensorflow as tf
 
-    encoder, decoder, optimizer = _training()
+    encoder, decoder, optimizer = training(networks, SEED)
     variables = encoder.trainable_variables + decoder.trainable_variables
 
     @tf.function
@@ -63,7 +64,7 @@ def jax_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], lis
     import jax
     import jax.numpy as jnp
 
-    encoder, decoder, optimizer = _training()
+    encoder, decoder, optimizer = training(networks, SEED)
 
     def loss_of(weights: Any, others: Any, batch: Any, key: Any) -> Any:
         (mean, log_variance), of_encoder = encoder.stateless_call(weights[0], others[0], batch, training=True)
@@ -103,14 +104,6 @@ def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[
 def small_batches_encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """The same in batches of 32, which `predict` takes if it is told nothing."""
     return _predict_seconds(images, repeats, 32)
-
-
-def _training() -> tuple[keras.Model, keras.Model, keras.optimizers.Adam]:
-    keras.utils.set_random_seed(SEED.seed)
-    encoder, decoder = networks()
-    optimizer = keras.optimizers.Adam(SEED.learning_rate, epsilon=SEED.adam_epsilon)
-    optimizer.build(encoder.trainable_variables + decoder.trainable_variables)
-    return encoder, decoder, optimizer
 
 
 def _predict_seconds(images: np.ndarray, repeats: int, batch_size: int) -> tuple[list[float], list[float]]:

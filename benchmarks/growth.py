@@ -19,17 +19,18 @@ from typing import Any
 import jax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks import bench, side_by_side
 from benchmarks.bench import Sizes
-from runtime import figures
+from runtime import figures, huge_pages
 from runtime.errors import UserError
 
 PANELS = {
     "batch": "images of a batch",
     "data": "images of a pass",
     "attributes": "attributes",
-    "sweep": "ε (with one objective), objectives (with one ε)",
+    "sweep": "ε, or objectives",
     "seeds": "seeds at once",
 }
 """What grows, by panel of the figure."""
@@ -112,7 +113,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = _parse(arguments)
         if options.figure:
-            curves = side_by_side.read(options.output)
+            found = side_by_side.read(options.output)
+            curves = {name: curve for name, curve in found.items() if name in CURVES and not curve["quick"]}
+            if not curves:
+                names = ", ".join(CURVES)
+                raise UserError(f"{options.output}: has no curve, quick ones not counted; expected one of {names}")
             print(figures.save(options.figure, lambda: _figure(curves)))
         else:
             _measure(options, f"python -m benchmarks.growth {shlex.join(arguments)}".strip())
@@ -182,7 +187,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _measure(options: argparse.Namespace, command: str) -> None:
     if options.output and options.output.exists():
         side_by_side.read(options.output)  # an error before the work, not after it
-    machine = side_by_side.machine(("jax", "flax"), {}, command)
+    machine = side_by_side.machine(
+        ("jax", "flax"), {huge_pages.VARIABLE: os.environ.get(huge_pages.VARIABLE, "")}, command
+    )
     rates = bench.measured_rates(options.quick)
 
     def keep(name: str, found: Mapping[str, Any]) -> None:
@@ -219,7 +226,8 @@ def _figure(curves: Mapping[str, Any]) -> Figure:
                 axes.plot(values, line, "--", color=colour, linewidth=0.8, alpha=0.6)
         for axes in (upper, lower):
             _scaled(axes)
-        upper.legend(fontsize=8, frameon=False)
+        if shown:
+            upper.legend(fontsize=8, frameon=False)
         lower.set_xlabel(label)
     grid[0, 0].set_ylabel("time of a call, ms")
     grid[1, 0].set_ylabel("peak memory, MB")
@@ -230,11 +238,14 @@ def _scaled(axes: Axes) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":
+    huge_pages.ask()
     sys.exit(main(sys.argv[1:]))

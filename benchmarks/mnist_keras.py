@@ -3,6 +3,7 @@
 On TensorFlow a whole epoch is one `tf.function`, on JAX a step is one jitted call (README.md has the other forms).
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from keras import layers
 
 from benchmarks.side_by_side import time_repeats
-from vae.config import SEED
+from latent_arith.config import LatentArithConfig
+from vae.config import SEED, VaeConfig
 
 
 def networks() -> tuple[keras.Model, keras.Model]:
@@ -32,7 +34,7 @@ def tensorflow_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[flo
     """Trains on the images and times every epoch; arguments and result are those of `mnist_ours.epoch_seconds`."""
     import tensorflow as tf
 
-    encoder, decoder, optimizer = _training()
+    encoder, decoder, optimizer = training(networks, SEED)
     variables = encoder.trainable_variables + decoder.trainable_variables
     data = tf.constant(images.astype(np.float32) / 255)
     whole = len(images) // SEED.batch_size * SEED.batch_size
@@ -69,7 +71,7 @@ def jax_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], li
     import jax
     import jax.numpy as jnp
 
-    encoder, decoder, optimizer = _training()
+    encoder, decoder, optimizer = training(networks, SEED)
     data, generator = jax.device_put(images.astype(np.float32) / 255), np.random.default_rng(SEED.seed)
 
     def mean_loss(weights: Any, batch: Any, key: Any) -> Any:
@@ -105,9 +107,12 @@ def jax_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], li
     return time_repeats(work, repeats)
 
 
-def _training() -> tuple[keras.Model, keras.Model, keras.optimizers.Adam]:
-    keras.utils.set_random_seed(SEED.seed)
+def training(
+    networks: Callable[[], tuple[keras.Model, keras.Model]], config: VaeConfig | LatentArithConfig
+) -> tuple[keras.Model, keras.Model, keras.optimizers.Adam]:
+    """Encoder and decoder, and Keras's Adam for the variables of both."""
+    keras.utils.set_random_seed(config.seed)
     encoder, decoder = networks()
-    optimizer = keras.optimizers.Adam(SEED.learning_rate, epsilon=SEED.adam_epsilon)
+    optimizer = keras.optimizers.Adam(config.learning_rate, epsilon=config.adam_epsilon)
     optimizer.build(encoder.trainable_variables + decoder.trainable_variables)
     return encoder, decoder, optimizer
