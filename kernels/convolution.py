@@ -37,6 +37,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 Size = tuple[int, ...]
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+FEW_CHANNELS = 8  # fewer are copied for neighbouring taps together
 
 
 def convolution(
@@ -176,8 +177,10 @@ def _cpu_convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> A
             offsets[axis] = [(offset - phase) // stride for offset in offsets[axis][first::stride]]
         if not weights.size:
             continue
-        for axis in gathered:
-            windows = [_window(x, axis + 1, tap, size[axis], stride) for x in windows for tap in offsets[axis]]
+        if 0 in gathered:
+            windows = [_window(x, 1, tap, size[0], stride) for x in windows for tap in offsets[0]]
+        if 1 in gathered:
+            windows = [window for x in windows for window in _windows_in_row(x, offsets[1], size[1], stride)]
         columns = jnp.concatenate(windows, axis=3) if len(windows) > 1 else windows[0]
         matrix = weights.transpose(*gathered, 2, *summed, 3).reshape(columns.shape[3], -1)
         products = columns.reshape(-1, columns.shape[3]) @ matrix
@@ -234,6 +237,25 @@ def _output_size(images: Array, kernel: Array, stride: int, pads: Pads) -> Size:
         (n + sum(p) - k) // stride + 1 for n, p, k in zip(images.shape[1:3], pads, kernel.shape[:2], strict=True)
     )
     return height, width
+
+
+def _windows_in_row(images: Array, taps: Sequence[int], size: int, stride: int) -> list[Array]:
+    """The windows of neighbouring taps along the rows; their channels stand in the order of the taps.
+
+    Copies of one to three numbers are slow. Where pixels have few channels, `stride` neighbours become one pixel of
+    `stride` times as many, and taps that meet the same one are copied together.
+    """
+    batch, height, width, channels = images.shape
+    if channels >= FEW_CHANNELS:
+        return [_window(images, 2, tap, size, stride) for tap in taps]
+    filled = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), (0, 0, 0), (0, -width % stride, 0), (0, 0, 0)])
+    wide = filled.reshape(batch, height, -1, stride * channels)
+    windows = []
+    for offset, together in itertools.groupby(taps, lambda tap: tap // stride):
+        phases = [tap % stride for tap in together]
+        window = wide[..., phases[0] * channels : (phases[-1] + 1) * channels]
+        windows.append(_shifted(window, 2, offset, size))
+    return windows
 
 
 def _window(images: Array, axis: int, tap: int, size: int, stride: int) -> Array:

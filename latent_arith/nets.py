@@ -19,6 +19,8 @@ BatchNorm and Dropout inert for the whole training, and the moving mean stays ex
 `train` has no default here: it is true in the loss, false when encoding and decoding.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -26,6 +28,7 @@ from jax import Array
 from jaxtyping import Float
 
 from kernels.convolution import conv_general_dilated
+from kernels.materialized import materialized
 from vae.nets import GLOROT, SLOPE, ConvTranspose
 
 LATENT_DIM = 200
@@ -55,9 +58,7 @@ class Encoder(nn.Module):
                 conv_general_dilated=conv_general_dilated,
                 name=f"encoder_conv_{index}",
             )
-            hidden = _normalized(convolution(hidden), f"encoder_norm_{index}", train)
-            if index:
-                hidden = Dropout(self.dropout, deterministic=not train)(hidden)
+            hidden = _block(convolution, hidden, f"encoder_norm_{index}", self.dropout if index else 0, train)
         hidden = hidden.reshape(hidden.shape[0], -1)
         mean = nn.Dense(LATENT_DIM, kernel_init=GLOROT, name="mu")(hidden)
         log_variance = nn.Dense(LATENT_DIM, kernel_init=GLOROT, name="log_var")(hidden)
@@ -79,8 +80,7 @@ class Decoder(nn.Module):
         hidden = jnp.reshape(hidden, (-1, *BOTTOM))
         for index, features in enumerate((64, 64, 32)):
             convolution = ConvTranspose(features, 2, name=f"decoder_conv_t{index}")
-            hidden = _normalized(convolution(hidden), f"decoder_norm_t{index}", train)
-            hidden = Dropout(self.dropout, deterministic=not train)(hidden)
+            hidden = _block(convolution, hidden, f"decoder_norm_t{index}", self.dropout, train)
         return ConvTranspose(3, 2, name="decoder_conv_t3")(hidden)
 
 
@@ -112,12 +112,24 @@ class Dropout(nn.Module):
         return jnp.where(kept, inputs / (1 - self.rate), 0)
 
 
-def _normalized(
-    hidden: Float[Array, "batch h w channels"], name: str, train: bool
+def _block(
+    convolution: Callable[[Array], Array],
+    images: Float[Array, "batch h w channels"],
+    norm: str,
+    dropout: float,
+    train: bool,
 ) -> Float[Array, "batch h w channels"]:
-    """BatchNorm and LeakyReLU; the variance takes a second pass, for E[x²] - E[x]² cancels in float32."""
-    norm = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, use_fast_variance=False, name=name)
-    return jax.nn.leaky_relu(norm(hidden), SLOPE)
+    """Convolution, BatchNorm, LeakyReLU and Dropout.
+
+    The variance takes a second pass, for E[x²] - E[x]² cancels in float32. In training, what comes of the
+    convolution and of the block is written to memory, and so are their cotangents: convolutions and the gradient of
+    BatchNorm read them several times over.
+    """
+    written = materialized if train else lambda hidden: hidden
+    hidden = written(convolution(images))
+    hidden = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, use_fast_variance=False, name=norm)(hidden)
+    hidden = jax.nn.leaky_relu(hidden, SLOPE)
+    return written(Dropout(dropout, deterministic=not train)(hidden))
 
 
 class AttributeClassifier(nn.Module):

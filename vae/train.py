@@ -18,6 +18,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt8
 
+from kernels.materialized import materialized
 from runtime.checkpoints import Checkpoints, Position
 from runtime.errors import UserError
 from runtime.interrupts import deferred
@@ -113,7 +114,7 @@ def train_step(
         return means["loss"], (means, statistics)
 
     gradients, (metrics, statistics) = jax.grad(mean_loss, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
+    updates, optimizer_state = optimizer.update(materialized(gradients), state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params |= {part: params[part] | moved for part, moved in statistics.items()}
     return state._replace(params=params, optimizer_state=optimizer_state, step=state.step + 1), metrics
