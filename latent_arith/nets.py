@@ -129,7 +129,9 @@ def _block(
     hidden = written(convolution(images))
     hidden = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, use_fast_variance=False, name=norm)(hidden)
     hidden = jax.nn.leaky_relu(hidden, SLOPE)
-    return written(Dropout(dropout, deterministic=not train)(hidden))
+    if dropout:
+        hidden = Dropout(dropout, deterministic=not train)(hidden)
+    return written(hidden)
 
 
 class AttributeClassifier(nn.Module):
