@@ -15,7 +15,7 @@ import errno
 import io
 import itertools
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -25,8 +25,8 @@ import tyro
 import adversarial.config
 import latent_arith.config
 import vae.config
-from runtime import compilation_cache, huge_pages, interrupts, run_directory
-from runtime.errors import UserError
+from runtime import compilation_cache, huge_pages, interrupts, processes, run_directory
+from runtime.errors import UserError, first_line
 
 EXPERIMENTS = {"vae": "vae", "latent-arith": "latent_arith", "adversarial": "adversarial"}
 """Command to package, in the order in which `all` runs them."""
@@ -69,6 +69,16 @@ class Options(Generic[Config]):
     """Delete the run that --out names, if it exists."""
     compilation_cache: bool = True
     """Keep what is compiled in the user's cache, so that the next run starts sooner."""
+    seed_devices: int = 1
+    """Divide the seeds of the digits over so many groups of devices, and images over the devices of each."""
+    distributed: bool = False
+    """This process is one of several that run the same command; what follows is found by JAX on SLURM, GKE or a TPU."""
+    coordinator: str | None = None
+    """HOST:PORT of the first process."""
+    processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,27 +139,56 @@ def main(arguments: list[str]) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     options = _options(command, arguments)
+    if options.distributed:
+        processes.start(options.coordinator, options.processes, options.process_id)
     if options.compilation_cache:
         compilation_cache.enable()
-    resumed = options.resume and nullcontext(options.resume)
-    with resumed or run_directory.create(options.out, options.overwrite) as run_dir:
+    with _run_directory(options) as run_dir:
+        parts = tuple(EXPERIMENTS.values()) if command == "all" else (".",)
         try:
-            _write_config_once(run_dir, command, options.config)
-            if command == "all":
-                for name, package in EXPERIMENTS.items():
-                    _run_experiment(package, getattr(options.config, package), run_dir / package, name)
-                _gather_deliverables(run_dir)
-            else:
-                _run_experiment(EXPERIMENTS[command], options.config, run_dir, command)
+            with processes.run_directory_of(run_dir, parts) as written:
+                _run_in(written, command, options)
         except interrupts.Interrupted:
             if any(run_dir.rglob("metrics.jsonl")):
                 print(f"to go on: python run.py {command} --resume {run_dir}", file=sys.stderr)
             raise
-    print(f"{command}: done, see {run_dir}")
+        except Exception as error:
+            if not processes.lost_another(error):
+                raise
+            raise UserError(
+                f"another process of this run is gone, and says why ({first_line(error)}); "
+                f"to go on: python run.py {command} --resume {run_dir}"
+            ) from error
+    if processes.is_first():
+        print(f"{command}: done, see {run_dir}")
     return 0
 
 
-def _run_experiment(package: str, config: Any, run_dir: Path, command: str) -> None:
+@contextlib.contextmanager
+def _run_directory(options: Options[Any]) -> Iterator[Path]:
+    """The directory of the run, made by the first process."""
+    if options.resume:
+        yield options.resume
+        return
+    with contextlib.ExitStack() as made:
+
+        def make() -> str:
+            return str(made.enter_context(run_directory.create(options.out, options.overwrite)))
+
+        yield Path(processes.from_first(make))
+
+
+def _run_in(run_dir: Path, command: str, options: Options[Any]) -> None:
+    _write_config_once(run_dir, command, options.config)
+    if command == "all":
+        for name, package in EXPERIMENTS.items():
+            _run_experiment(package, getattr(options.config, package), run_dir / package, name, options)
+        _gather_deliverables(run_dir)
+    else:
+        _run_experiment(EXPERIMENTS[command], options.config, run_dir, command, options)
+
+
+def _run_experiment(package: str, config: Any, run_dir: Path, command: str, options: Options[Any]) -> None:
     from runtime.check import check
 
     experiment = import_module(f"{package}.experiment")
@@ -158,7 +197,12 @@ def _run_experiment(package: str, config: Any, run_dir: Path, command: str) -> N
         return
     run_dir.mkdir(exist_ok=True)
     _write_config_once(run_dir, command, config)
-    experiment.run(config, run_dir)
+    import jax
+
+    from runtime import mesh
+
+    with jax.set_mesh(mesh.over_all_devices(options.seed_devices if package == "vae" else 1)):
+        experiment.run(config, run_dir)
 
 
 def _options(command: str, arguments: list[str]) -> Options[Any]:
@@ -325,4 +369,5 @@ COMMANDS = {"bench": _bench, "check": _check, "figures": _figures, "redraw": _re
 
 if __name__ == "__main__":
     huge_pages.ask()
-    sys.exit(main(sys.argv[1:]))
+    with processes.ending():
+        sys.exit(main(sys.argv[1:]))

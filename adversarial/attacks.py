@@ -171,7 +171,7 @@ def iterated(
 
 
 def pgd(
-    key: Key[Array, ""],
+    keys: Key[Array, " n"],
     logits: Logits,
     images: Images,
     labels: Labels,
@@ -188,10 +188,24 @@ def pgd(
 
     The best is one that succeeded, and among those the one that moved the loss farthest. Source: Madry et al. 2018,
     arXiv 1706.06083.
+
+    Args:
+        keys: Of the starts of every image, which therefore do not depend on what it is attacked together with.
+        logits: Images to logits.
+        images: Pixels within the bounds.
+        labels: The true class, or the target.
+        epsilon: Radius of the ball, in the unit of the pixels.
+        step_size: Length of a step, in the same unit.
+        steps: How many.
+        restarts: Random starts of every image.
+        targeted: Make the label likelier, not less likely.
+        norm: L∞ or L2.
+        bounds: Range of the pixels.
     """
 
-    def from_start(key: Key[Array, ""]) -> tuple[Attacked, Float[Array, " n"]]:
-        start = jnp.clip(images + epsilon * random_in_ball(key, images.shape, norm), *bounds)
+    def from_start(keys: Key[Array, " n"]) -> tuple[Attacked, Float[Array, " n"]]:
+        moved = jax.vmap(lambda key: random_in_ball(key, images.shape[1:], norm))(keys)
+        start = jnp.clip(images + epsilon * moved, *bounds)
         attacked = iterated(
             logits,
             images,
@@ -207,23 +221,28 @@ def pgd(
         gain = loss(logits, attacked.images, labels)
         return attacked, jnp.where(jnp.asarray(targeted), -gain, gain)
 
-    attacked, gain = jax.lax.map(from_start, jax.random.split(key, restarts))
+    attacked, gain = jax.lax.map(from_start, jax.vmap(lambda key: jax.random.split(key, restarts), out_axes=1)(keys))
     best = jnp.lexsort((gain, attacked.success), axis=0)[-1]
     return Attacked(*(part[best, jnp.arange(len(images))] for part in attacked))
 
 
-def in_chunks(attack: Callable[[Images, Labels], Attacked], images: Images, labels: Labels, chunk: int) -> Attacked:
+def in_chunks(attack: Callable[..., Attacked], *rows: Array, chunk: int) -> Attacked:
     """An attack on `chunk` images at a time, whose memory is that of a chunk.
 
     The last chunk is filled up with its own first image, so that all have one shape, and cut again.
+
+    Args:
+        attack: What is given of a chunk to what comes of it.
+        rows: Images, labels, and whatever else there is one of for every image, such as keys.
+        chunk: Images at a time.
     """
     compiled, parts = jax.jit(attack), []
-    for first in range(0, len(images), chunk):
-        some, theirs = images[first : first + chunk], labels[first : first + chunk]
-        missing = chunk - len(some) if first else 0
-        filled = (jnp.concatenate([part, jnp.repeat(part[:1], missing, axis=0)]) for part in (some, theirs))
+    for first in range(0, len(rows[0]), chunk):
+        some = [part[first : first + chunk] for part in rows]
+        missing = chunk - len(some[0]) if first else 0
+        filled = (jnp.concatenate([part, jnp.repeat(part[:1], missing, axis=0)]) for part in some)
         parts.append(jax.device_get(compiled(*filled)))
-    return jax.tree.map(lambda *together: jnp.concatenate(together)[: len(images)], *parts)
+    return jax.tree.map(lambda *together: jnp.concatenate(together)[: len(rows[0])], *parts)
 
 
 def succeeded(logits: Float[Array, "n classes"], labels: Labels, targeted: bool | Bool[Array, ""]) -> Bool[Array, " n"]:
@@ -239,14 +258,13 @@ def project(difference: Images, epsilon: float | Float[Array, ""], norm: Norm) -
     return difference * jnp.minimum(1, epsilon / _positive(_length(difference)))
 
 
-def random_in_ball(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> Images:
-    """A uniform point of the unit ball for every image: a direction of Gaussians and, for L2, u^(1/d) as its length."""
+def random_in_ball(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> Float[Array, "h w c"]:
+    """A uniform point of the unit ball of one image: a direction of Gaussians and, for L2, u^(1/d) as its length."""
     if norm == "linf":
         return jax.random.uniform(key, shape, minval=-1)
     direction_key, length_key = jax.random.split(key)
-    direction = _direction(jax.random.normal(direction_key, shape), norm)
-    dimension = shape[1] * shape[2] * shape[3]
-    return direction * jax.random.uniform(length_key, (shape[0], 1, 1, 1)) ** (1 / dimension)
+    (direction,) = _direction(jax.random.normal(direction_key, (1, *shape)), norm)
+    return direction * jax.random.uniform(length_key) ** (1 / math.prod(shape))
 
 
 def _direction(gradient: Images, norm: Norm) -> Images:

@@ -5,12 +5,15 @@ towards the 2nd, 3rd and 4th likeliest one, by every ε of a sweep in one compil
 came out, and as the 8-bit PNG that a person could send. For many photos, the share that is still recognised is told.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, UInt8
@@ -21,7 +24,7 @@ from adversarial.classifier import Classifier, in_unit_range, open_classifier
 from adversarial.config import AdversarialConfig
 from adversarial.methods import Method
 from adversarial.pixels import RANGES, Epsilon, PixelRange, through_png
-from runtime import assets
+from runtime import assets, mesh, processes
 from runtime.check import ArrayForm, Expected
 from runtime.errors import UserError
 from runtime.figures import file_name
@@ -88,7 +91,7 @@ def ranges(config: AdversarialConfig) -> tuple[PixelRange, PixelRange]:
 @partial(jax.jit, static_argnames="method")
 def attack(
     method: Method,
-    key: Key[Array, ""],
+    keys: Key[Array, " n"],
     classifier: Classifier,
     images: UInt8[Array, "n h w 3"] | Float[Array, "n h w 3"],
     labels: Int[Array, "objectives n"],
@@ -96,20 +99,59 @@ def attack(
     epsilons: Float[Array, " epsilons"],
 ) -> Float[Array, "objectives epsilons n h w 3"]:
     """Every objective and every ε of [0, 1] in one compiled call; images in [0, 1] from those or from uint8."""
-    return method.sweep(key, classifier.logits, in_unit_range(images), labels, targeted, epsilons).images
+
+    def of_some(
+        classifier: Classifier, targeted: Array, epsilons: Array, keys: Array, images: Array, labels: Array
+    ) -> Array:
+        return method.sweep(keys, classifier.logits, in_unit_range(images), labels, targeted, epsilons).images
+
+    over_rows = mesh.over_rows(of_some, (None, None, None, 0, 0, 1), out_axis=2)
+    return over_rows(classifier, targeted, epsilons, keys, images, labels)
 
 
 def probabilities(classifier: Classifier, images: np.ndarray, at_once: int) -> Float[np.ndarray, "*batch classes"]:
     """Softmax of the logits of images (*batch, h, w, 3), uint8 or in [0, 1], `at_once` of them at a time."""
     flat = images.reshape(-1, *images.shape[-3:])
-    filled = np.concatenate([flat, np.repeat(flat[:1], -len(flat) % at_once, axis=0)])
-    parts = [_softmax(classifier, filled[start : start + at_once]) for start in range(0, len(filled), at_once)]
-    return np.concatenate(jax.device_get(parts))[: len(flat)].reshape(*images.shape[:-3], -1)
+    found: np.ndarray = mesh.in_chunks(partial(_softmax, classifier), flat, at_once)
+    return found.reshape(*images.shape[:-3], -1)
+
+
+def _probabilities_of_portion(
+    classifier: Classifier, count: int, at_once: int, images: np.ndarray
+) -> Float[np.ndarray, "*batch count classes"]:
+    """As `probabilities`, of `count` photos of which this process has the images of its portion, (*batch, mine, …)."""
+    flat = images.reshape(math.prod(images.shape[:-4]), *images.shape[-4:])  # -1 fails where this process has none
+    predict = partial(mesh.in_chunks, partial(_softmax, classifier), at_once=at_once)
+    found = np.stack([predict(mesh.Portion(one, count, at_once)) for one in flat])
+    return found.reshape(*images.shape[:-4], count, -1)
+
+
+def _attacked_portion(
+    method: Method,
+    key: Key[Array, ""],
+    classifier: Classifier,
+    start: int,
+    at_once: int,
+    pixels: UInt8[np.ndarray, "mine h w 3"],
+    labels: Int[np.ndarray, "objectives count"],
+    targeted: Bool[np.ndarray, " objectives"],
+    epsilons: Float[np.ndarray, " epsilons"],
+) -> Float[np.ndarray, "objectives epsilons mine h w 3"]:
+    """`attack` on photos `start` and following, of which this process has a portion; a photo's key is by its number."""
+    count = labels.shape[1]
+    images = mesh.put(mesh.Portion(pixels, count, at_once))
+    numbers = jnp.arange(start, start + len(images))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
+    filled = np.pad(labels, ((0, 0), (0, len(images) - count)))
+    return mesh.portion_of(attack(method, keys, classifier, images, filled, targeted, epsilons), count, axis=2)
 
 
 @jax.jit
 def _softmax(classifier: Classifier, images: Array) -> Float[Array, "n classes"]:
-    return jax.nn.softmax(classifier.logits(images))
+    def of_some(classifier: Classifier, images: Array) -> Array:
+        return jax.nn.softmax(classifier.logits(images))
+
+    return mesh.over_rows(of_some, (None, 0))(classifier, images)
 
 
 def _method(config: AdversarialConfig, unit: PixelRange) -> Method:
@@ -150,7 +192,12 @@ def _photo(
         say(f"warning: epsilon {radii[shown]} is less than one grey level: no 8-bit picture can be changed by it")
 
     predict = partial(probabilities, classifier, at_once=config.batch_size)
-    attacked = partial(attack, _method(config, unit), jax.random.key(config.seed), classifier)
+    keys = jax.random.split(jax.random.key(config.seed), 1)
+
+    def attacked(pixels: np.ndarray, *aims: np.ndarray) -> np.ndarray:
+        images = attack(_method(config, unit), keys, classifier, mesh.everywhere(pixels), *aims)
+        return mesh.fetched(images)
+
     found = one_photo.swept(predict, attacked, photo.pixels, aims, radii, config.norm == "linf")
     rows = one_photo.described(found, photo.pixels, aims, radii, classes, config.attack)
     sweep = [entry for row in rows for entry in row]
@@ -208,23 +255,25 @@ def _many(
     rows = rows if len(rows) == len(paths) else rows[: len(rows) // at_once * at_once]
     metrics.write(rows)
     say(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))
-    predict, method = partial(probabilities, classifier, at_once=at_once), _method(config, unit)
+    key, method = jax.random.key(config.seed), _method(config, unit)
     with tqdm(total=len(paths), initial=len(rows), desc="attacking", unit="photo", disable=None) as bar:
         for start in range(len(rows), len(paths), at_once):
-            read = [photos.read(path, size) for path in paths[start : start + at_once]]
-            pixels = np.stack([photo.pixels for photo in [*read, *[read[0]] * (at_once - len(read))]])
-            true = predict(pixels).argmax(axis=1)
-            if labels:
-                true[: len(read)] = labels[start : start + at_once]
-            key = jax.random.fold_in(jax.random.key(config.seed), start)
-            attacked = partial(attack, method, key, classifier)
+            some = paths[start : start + at_once]
+            mine = mesh.share(len(some), at_once)
+            read = {int(place): photos.read(some[place], size) for place in mine}
+            pixels = np.asarray([photo.pixels for photo in read.values()], np.uint8).reshape(-1, size, size, 3)
+            predict = partial(_probabilities_of_portion, classifier, len(some), at_once)
+            attacked = partial(_attacked_portion, method, key, classifier, start, at_once)
+            true = np.asarray(labels[start : start + at_once]) if labels else predict(pixels).argmax(axis=1)
             correct = robustness.recognised(predict, attacked, pixels, true, radii, config.norm == "linf")
-            for index, photo in enumerate(read):
-                name = str(paths[start + index].relative_to(root))
+            told = processes.exchanged([(place, photo.notes) for place, photo in read.items()])
+            notes = dict(itertools.chain.from_iterable(told))
+            for index, path in enumerate(some):
                 as_floats, on_grid = (kind[:, index].tolist() for kind in correct)
-                row = {"photo": name, "label": int(true[index]), "correct": as_floats, "correct_8_bit": on_grid}
-                metrics.append({**row, "notes": list(photo.notes)})
-            bar.update(len(read))
+                row = {"photo": str(path.relative_to(root)), "label": int(true[index])}
+                results = {"correct": as_floats, "correct_8_bit": on_grid}
+                metrics.append({**row, **results, "notes": list(notes[index])})
+            bar.update(len(some))
     found = robustness.estimate(metrics.rows(), radii)
     results = {
         **_setting(config, classifier),

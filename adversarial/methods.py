@@ -37,25 +37,28 @@ class Method:
 
     def sweep(
         self,
-        key: Key[Array, ""],
+        keys: Key[Array, " n"],
         logits: Logits,
         images: Images,
         labels: Int[Array, "objectives n"],
         targeted: Bool[Array, " objectives"],
         epsilons: Float[Array, " epsilons"],
     ) -> Attacked:
-        """The attack for every row of labels and every ε: images in [0, 1] (T, E, n, h, w, c), success (T, E, n)."""
+        """The attack for every row of labels and every ε: images in [0, 1] (T, E, n, h, w, c), success (T, E, n).
+
+        There is a key for every image, from which pgd's starts derive.
+        """
         if self.name == "fgsm":
             return attacks.sweep(logits, images, labels, targeted, epsilons, norm=self.norm)
         rows, count = len(labels), len(epsilons)
         pairs = (jnp.repeat(labels, count, axis=0), jnp.repeat(targeted, count), jnp.tile(epsilons, rows))
-        keys = jax.random.split(key, rows * count)
-        swept = jax.lax.map(lambda pair: self._one(pair[0], logits, images, *pair[1:]), (keys, *pairs))
+        every = jax.vmap(lambda key: jax.random.split(key, rows * count), out_axes=1)(keys)
+        swept = jax.lax.map(lambda pair: self._one(pair[0], logits, images, *pair[1:]), (every, *pairs))
         return jax.tree.map(lambda part: part.reshape(rows, count, *part.shape[1:]), swept)
 
     def _one(
         self,
-        key: Key[Array, ""],
+        keys: Key[Array, " n"],
         logits: Logits,
         images: Images,
         labels: Labels,
@@ -65,7 +68,7 @@ class Method:
         length = self.step_size or REACH * epsilon / self.steps
         if self.name == "pgd":
             return attacks.pgd(
-                key, logits, images, labels, epsilon,
+                keys, logits, images, labels, epsilon,
                 step_size=length, steps=self.steps, restarts=self.restarts, targeted=targeted, norm=self.norm,
             )  # fmt: skip
         momentum = self.momentum if self.name == "mi-fgsm" else None

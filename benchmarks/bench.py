@@ -320,7 +320,8 @@ def pgd(sizes: Sizes, precision: Precision) -> Work:
     def attack(key: Array, variables: Any, images: Array, labels: Array) -> Any:
         logits, epsilon = fgsm_ours.logits_of(variables), fgsm_work.EPSILON
         size = fgsm_ours.PGD_STEP * epsilon
-        return attacks.pgd(key, logits, images, labels, epsilon, step_size=size, steps=steps)
+        keys = jax.random.split(key, len(labels))
+        return attacks.pgd(keys, logits, images, labels, epsilon, step_size=size, steps=steps)
 
     def one_gradient(key: Array, variables: Any, images: Array, labels: Array) -> Array:
         return attacks.input_gradient(fgsm_ours.logits_of(variables), images, labels, jnp.asarray(False))

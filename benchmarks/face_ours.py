@@ -17,7 +17,9 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
     model = models.FaceVae(SEED.dropout, SEED.reconstruction_weight)
     optimizer = train.adam(SEED.learning_rate, SEED.adam_epsilon)
     steps = face_work.steps(images)
-    run = train.epochs_of_batches(face_work.batches(images), steps, loss=model.loss, optimizer=optimizer)
+    run = train.epochs_of_batches(
+        face_work.batches(images), steps, batch_size=SEED.batch_size, loss=model.loss, optimizer=optimizer
+    )
     state = experiment.initial_state(SEED)
 
     def work() -> float:
@@ -50,8 +52,8 @@ def _directions_seconds(images: np.ndarray, repeats: int, count: int) -> tuple[l
     weights = np.ones(signs.shape, np.float32)
 
     def read() -> Iterator[directions.Batch]:
-        for start in range(0, len(images), experiment.ENCODED_AT_ONCE):
-            rows = slice(start, start + experiment.ENCODED_AT_ONCE)
+        for start in range(0, len(images), models.rows_at_once()):
+            rows = slice(start, start + models.rows_at_once())
             yield images[rows], signs[rows], weights[rows]
 
     seconds, _ = time_repeats(lambda: directions.find(encode, read(), faces.ATTRIBUTES[:count]), repeats)

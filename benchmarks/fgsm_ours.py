@@ -53,7 +53,8 @@ def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[flo
     def pgd(key: Array, variables: Any, pixels: Array, labels: Array) -> Array:
         logits, epsilon = logits_of(variables), fgsm_work.EPSILON
         step_size = PGD_STEP * epsilon
-        return attacks.pgd(key, logits, pixels, labels, epsilon, step_size=step_size, steps=PGD_STEPS).images
+        every = jax.random.split(key, len(labels))
+        return attacks.pgd(every, logits, pixels, labels, epsilon, step_size=step_size, steps=PGD_STEPS).images
 
     keys = iter(jax.random.split(jax.random.key(0), repeats))
 

@@ -67,7 +67,8 @@ def measured() -> list[tuple[str, float]]:
         rows = [row for row in TABLE if row.fed == fed]
         epsilons = np.asarray([Epsilon(row.epsilon, RANGES[fed]).fraction for row in rows], np.float32)
         label, targeted = np.asarray([[LABRADOR]]), np.asarray([False])
-        images = experiment.attack(Method(), jax.random.key(0), classifier, image[None], label, targeted, epsilons)
+        keys = jax.random.split(jax.random.key(0), 1)
+        images = experiment.attack(Method(), keys, classifier, image[None], label, targeted, epsilons)
         for after in experiment.probabilities(classifier, np.asarray(images)[0, :, 0], 1):
             found.append((classifier.classes[after.argmax()].name, float(after.max())))
     return found

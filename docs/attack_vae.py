@@ -43,15 +43,16 @@ def main(run_dir: Path) -> dict[str, float]:
     def targeted(images: Array, labels: Labels) -> Attacked:
         return attacks.fgsm(logits, images, labels, EPSILON, targeted=True)
 
-    def projected(images: Array, labels: Labels) -> Attacked:
-        key, size = jax.random.key(config.seed), EPSILON / 4
-        return attacks.pgd(key, logits, images, labels, EPSILON, step_size=size, steps=STEPS)
+    def projected(images: Array, labels: Labels, keys: Array) -> Attacked:
+        size = EPSILON / 4
+        return attacks.pgd(keys, logits, images, labels, EPSILON, step_size=size, steps=STEPS)
 
+    keys = jax.random.split(jax.random.key(config.seed), len(images))
     targets = attacks.likeliest(logits, images, rank=2)
     moved = {
-        "fgsm": attacks.in_chunks(untargeted, images, labels, 100),
-        "fgsm to the second nearest": attacks.in_chunks(targeted, images, targets, 100),
-        "pgd": attacks.in_chunks(projected, images, labels, 100),
+        "fgsm": attacks.in_chunks(untargeted, images, labels, chunk=100),
+        "fgsm to the second nearest": attacks.in_chunks(targeted, images, targets, chunk=100),
+        "pgd": attacks.in_chunks(projected, images, labels, keys, chunk=100),
     }
     shares = {name: float(jnp.mean(attacked.success)) for name, attacked in moved.items()}
     for name, share in shares.items():

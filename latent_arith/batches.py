@@ -19,6 +19,7 @@ from jaxtyping import Float, Int, Int8, Int32, UInt8
 
 Images = UInt8[np.ndarray, "batch 128 128 3"]
 Rows = Int[np.ndarray, " n"]
+Mine = Int[np.ndarray, " mine"] | None
 Labels = Int8[np.ndarray, " n"]
 Attributes = Int8[np.ndarray, "n attributes"]
 Weights = Float[np.ndarray, "n attributes"]
@@ -56,11 +57,27 @@ def shuffled(source_length: int, batch_size: int, seed: int) -> Resumable[Int32[
 
 @overload
 def image_batches(
-    source: Source, rows: Rows, batch_size: int, seed: int, *, labels: None = None, threads: int = 2, prefetch: int = 4
+    source: Source,
+    rows: Rows,
+    batch_size: int,
+    seed: int,
+    *,
+    labels: None = None,
+    mine: Mine = None,
+    threads: int = 2,
+    prefetch: int = 4,
 ) -> Resumable[Images]: ...
 @overload
 def image_batches(
-    source: Source, rows: Rows, batch_size: int, seed: int, *, labels: Labels, threads: int = 2, prefetch: int = 4
+    source: Source,
+    rows: Rows,
+    batch_size: int,
+    seed: int,
+    *,
+    labels: Labels,
+    mine: Mine = None,
+    threads: int = 2,
+    prefetch: int = 4,
 ) -> Resumable[tuple[Images, Labels]]: ...
 def image_batches(
     source: Source,
@@ -69,6 +86,7 @@ def image_batches(
     seed: int,
     *,
     labels: Labels | None = None,
+    mine: Mine = None,
     threads: int = 2,
     prefetch: int = 4,
 ) -> Resumable[Any]:
@@ -80,6 +98,7 @@ def image_batches(
         batch_size: Images in a batch.
         seed: Of the order, with the number of the pass.
         labels: One named attribute of those rows, +1 or -1; then pairs of images and labels come.
+        mine: Places in a batch that are read, for instance `mesh.share(batch_size)`; all, if none are named.
         threads: How many batches are gathered at a time; with 0 they are gathered when they are asked for.
         prefetch: How many batches are fetched ahead.
 
@@ -90,6 +109,7 @@ def image_batches(
         raise ValueError(f"{len(labels)} labels of {len(rows)} rows")
 
     def gathered(places: np.ndarray) -> Any:
+        places = places if mine is None else places[mine]
         images = source[rows[places]]
         return images if labels is None else (images, labels[places])
 
@@ -103,10 +123,13 @@ def in_order(
     attributes: Attributes,
     weights: Weights,
     *,
+    mine: Mine = None,
     threads: int = 2,
     prefetch: int = 4,
 ) -> Resumable[tuple[Images, Attributes, Weights]]:
     """One pass over rows, and their attributes and weights, as `directions.find` takes it; the last batch is the rest.
+
+    With `mine`, places in a batch, only their images are read, but attributes and weights come of all.
 
     Raises:
         ValueError: There are not as many attributes or weights as rows.
@@ -118,7 +141,8 @@ def in_order(
 
     def gathered(start: int) -> Any:
         part = slice(start, start + batch_size)
-        return source[rows[part]], attributes[part], weights[part]
+        read = rows[part] if mine is None else rows[start + mine[start + mine < len(rows)]]
+        return source[read], attributes[part], weights[part]
 
     return _iterator(grain.MapDataset.range(0, len(rows), batch_size).map(gathered), threads, prefetch)
 

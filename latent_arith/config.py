@@ -50,6 +50,8 @@ class LatentArithConfig:
     """Seed of everything random."""
     epochs_per_checkpoint: int = 10
     """Epochs between checkpoints, each with the held-out loss."""
+    shard_optimizer: bool = False
+    """Divide Adam's moments over the devices, instead of keeping them whole on each."""
     resident: Literal["auto", "always", "never"] = "auto"
     """Keep all images on the device as uint8: auto does where they are painted, or take half of its free memory."""
     rule: Literal["all", "stderr", "classic"] = "all"

@@ -27,6 +27,7 @@ from latent_arith import celeba, faces
 from latent_arith.batches import Source
 from latent_arith.celeba import CelebA, Table
 from latent_arith.config import LatentArithConfig
+from runtime import mesh
 from runtime.errors import UserError
 
 PAINTED_AT_ONCE = 512
@@ -119,7 +120,8 @@ def paint(key: Key[Array, ""], indices: Int[np.ndarray, " n"], correlation: floa
         painted = []
         for batch in batches:
             images, attributes, factors = faces.faces(key, jnp.asarray(batch), correlation)
-            painted.append((np.asarray(images), np.asarray(attributes), np.stack(jax.device_get(factors), axis=1)))
+            images, attributes, factors = mesh.fetched((images, attributes, factors))
+            painted.append((images, attributes, np.stack(factors, axis=1)))
             bar.update(len(batch))
     return Part(*(np.concatenate(parts) for parts in zip(*painted, strict=True)))
 

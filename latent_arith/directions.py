@@ -13,7 +13,7 @@ if the attribute had been drawn independently of them.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Int8, UInt8
 from sklearn.linear_model import LogisticRegression
 
+from runtime.mesh import Portion
+
 BLOCK = 500
 CLASSIC_MOVEMENT = 0.08
 CLASSIC_POSITIVES = 10_000
@@ -29,7 +31,8 @@ PROPENSITY_FLOOR = 0.02
 
 Latents = Float[Array | np.ndarray, "n latent"]
 Vectors = Float[np.ndarray, "attributes latent"]
-Batch = tuple[UInt8[np.ndarray, "n h w c"], Int8[np.ndarray, "n attributes"], Float[np.ndarray, "n attributes"]]
+Images = UInt8[np.ndarray, "n h w c"] | Portion
+Batch = tuple[Images, Int8[np.ndarray, "n attributes"], Float[np.ndarray, "n attributes"]]
 Rule = Literal["all", "stderr", "classic"]
 
 
@@ -97,7 +100,7 @@ class Directions:
 
 
 def find(
-    encode: Callable[[UInt8[np.ndarray, "n h w c"]], Latents],
+    encode: Callable[[Any], Latents],
     batches: Iterable[Batch],
     names: Sequence[str],
     rule: Rule = "all",
@@ -106,7 +109,7 @@ def find(
     """Directions of all attributes from one pass over batches of images, their attributes and their weights.
 
     Args:
-        encode: Images 0…255 to posterior means.
+        encode: Images 0…255, or this process's portion of them, to the posterior means of all.
         batches: Images (n, h, w, c), attributes (n, A) of +1, -1 or 0 for unknown, and weights (n, A); batches
             of ones give the raw contrast, those of `inverse_propensity_weights` the balanced one.
         names: The A attributes.
@@ -183,7 +186,7 @@ def cosines(vectors: Vectors) -> Float[np.ndarray, "attributes attributes"]:
 
 
 def _blocks(
-    encode: Callable[[np.ndarray], Latents], batches: Iterable[Batch], attribute_count: int
+    encode: Callable[[Any], Latents], batches: Iterable[Batch], attribute_count: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Latents, attributes and weights in blocks of 500 rows; the last is filled up with unknown attributes."""
     held: list[np.ndarray] = []

@@ -28,6 +28,7 @@ from latent_arith.edits import Edit
 from latent_arith.models import FaceVae
 from latent_arith.nets import LATENT_DIM
 from latent_arith.scorecard import Estimate
+from runtime import mesh, processes
 from runtime.check import ArrayForm, Expected
 from runtime.checkpoints import Checkpoints, digest
 from runtime.errors import UserError
@@ -37,7 +38,6 @@ from vae import train
 from vae.train import Parameters, TrainState
 
 LABEL = "face_vae"
-ENCODED_AT_ONCE = 500
 FACTORS = np.arange(-4.0, 5.0, dtype=np.float32)
 RECONSTRUCTIONS, PRIOR_SAMPLES, SHOWN_FACES, INTERPOLATION_STEPS = 12, 40, 5, 9
 PROBED = 2000  # training images of the linear probes
@@ -166,14 +166,14 @@ def initial_state(config: LatentArithConfig) -> TrainState:
     def init(seed: Array) -> TrainState:
         return train.init_state(jax.random.key(seed), model.init, optimizer(config))
 
-    return jax.jit(jax.vmap(init))(jnp.asarray([config.seed]))
+    return jax.jit(jax.vmap(init, spmd_axis_name=mesh.SEED))(jnp.asarray([config.seed]))
 
 
 def optimizer(config: LatentArithConfig) -> optax.GradientTransformation:
     """Adam as Keras computes it, with a constant learning rate or one that falls along a cosine."""
     constant = optax.constant_schedule(config.learning_rate)
     cosine = optax.cosine_decay_schedule(config.learning_rate, config.epochs * config.steps_per_epoch)
-    return train.adam(cosine if config.cosine_decay else constant, config.adam_epsilon)
+    return train.adam(cosine if config.cosine_decay else constant, config.adam_epsilon, config.shard_optimizer)
 
 
 def find_directions(
@@ -189,10 +189,12 @@ def find_directions(
     columns = [data.table.names.index(name) for name in names]
     balance = directions.inverse_propensity_weights(table)[:, columns]
     contrasts = (*CONTRASTS, *HALVES) if config.rule == "all" else CONTRASTS
-    read = batches.in_order(data.source, data.train, ENCODED_AT_ONCE, table[:, columns], balance)
+    size = models.rows_at_once()
+    read = batches.in_order(data.source, data.train, size, table[:, columns], balance, mine=mesh.share(size))
+    divided = ((mesh.Portion(images, len(has), size), has, weight) for images, has, weight in read)
     every = directions.find(
         encode,
-        _contrasted(read, halves=config.rule == "all"),
+        _contrasted(divided, halves=config.rule == "all"),
         [f"{contrast}: {name}" for contrast in contrasts for name in names],
         config.rule,
         config.stderr_degrees,
@@ -257,7 +259,8 @@ def _train(config: LatentArithConfig, data: FaceData, run_dir: Path, say: Callab
     checkpoints, metrics = Checkpoints(run_dir / weights.CHECKPOINTS), Metrics(run_dir / "metrics.jsonl")
     on_device = _on_device(config, data)
     if on_device is None:
-        read = batches.image_batches(data.source, data.train, config.batch_size, config.seed)
+        mine = mesh.share(config.batch_size)
+        read = batches.image_batches(data.source, data.train, config.batch_size, config.seed, mine=mine)
     else:
         read = batches.shuffled(len(data.train), config.batch_size, config.seed)
     state = initial_state(config)
@@ -267,7 +270,12 @@ def _train(config: LatentArithConfig, data: FaceData, run_dir: Path, say: Callab
         say(f"{LABEL}: resuming after epoch {epoch} of {config.epochs}")
     metrics.rewind(LABEL, int(state.epoch[0]))
     run = train.epochs_of_batches(
-        read, config.steps_per_epoch, loss=_model(config).loss, optimizer=optimizer(config), images=on_device
+        read,
+        config.steps_per_epoch,
+        batch_size=config.batch_size,
+        loss=_model(config).loss,
+        optimizer=optimizer(config),
+        images=on_device,
     )
 
     def validate(params: Parameters) -> dict[str, np.ndarray]:
@@ -292,7 +300,7 @@ def _train(config: LatentArithConfig, data: FaceData, run_dir: Path, say: Callab
 
 
 def _of_seed(stacked: Parameters) -> Parameters:
-    params: Parameters = jax.tree.map(lambda leaf: np.asarray(leaf[0]), stacked)
+    params: Parameters = jax.tree.map(lambda leaf: leaf[0], mesh.fetched(stacked))
     return params
 
 
@@ -301,15 +309,16 @@ def _on_device(config: LatentArithConfig, data: FaceData) -> Array | None:
     if config.resident == "auto":
         stats = jax.local_devices()[0].memory_stats() or {}  # a CPU tells nothing of its memory
         free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
-        wanted = isinstance(data.source, np.ndarray) or 2 * len(data.train) * models.PIXELS <= free
+        short = 2 * len(data.train) * models.PIXELS > free
+        wanted = isinstance(data.source, np.ndarray) or not any(processes.exchanged(short))
     else:
         wanted = config.resident == "always"
-    return jnp.asarray(data.source[data.train]) if wanted else None
+    return mesh.everywhere(data.source[data.train]) if wanted else None
 
 
 def _held_out_losses(config: LatentArithConfig, data: FaceData, params: Parameters) -> dict[str, float]:
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    images = data.source[data.held_out]
+    images = mesh.everywhere(data.source[data.held_out])
     losses = models.held_out_losses(params, images, key, config.reconstruction_weight)
     return {f"held_out_{name}": float(value) for name, value in losses.items()}
 

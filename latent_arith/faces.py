@@ -20,6 +20,8 @@ from jax import Array
 from jax.scipy.special import ndtr
 from jaxtyping import Float, Int, Int8, Key, UInt8, UInt32
 
+from runtime import mesh
+
 SIZE = 128  # pixels
 BATCH = 64  # faces painted at once
 EDGE = SIZE / 3  # opacity per unit of distance, 1.5 pixels from none to full
@@ -121,8 +123,8 @@ def faces(
 ) -> tuple[UInt8[Array, "n 128 128 3"], Int8[Array, "n attributes"], Factors]:
     """Images `indices` of a key with their attributes and factors.
 
-    The same program paints them 64 at a time, whatever n is, because another program rounds some values otherwise. So
-    it is compiled once; under `jit` it is compiled into the caller, once for every 64 of n.
+    The same program paints them 64 at a time on each device, whatever n is, because another program rounds some values
+    otherwise. So it is compiled once; under `jit` it is compiled into the caller, once for every 64 of n.
 
     Args:
         key: Typed key that stands for the whole data set.
@@ -135,9 +137,9 @@ def faces(
     Raises:
         ValueError: `correlation` is not in -1…1.
     """
-    n = len(indices)
-    padded = jnp.pad(indices, (0, max(1, -(-n // BATCH)) * BATCH - n))
-    drawn = [draw_batch(key, padded[start : start + BATCH], correlation) for start in range(0, len(padded), BATCH)]
+    n, size = len(indices), BATCH * mesh.devices()
+    padded = jnp.pad(indices, (0, max(1, -(-n // size)) * size - n))
+    drawn = [draw_batch(key, padded[start : start + size], correlation) for start in range(0, len(padded), size)]
     painted = [(*_render_batch(factors), factors) for factors in drawn]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts)[:n], *painted)
 
@@ -164,6 +166,10 @@ def draw_factors(key: Key[Array, ""], index: Int[Array, ""] | int, correlation: 
 @partial(jax.jit, static_argnums=2)
 def draw_batch(key: Key[Array, ""], indices: Int[Array, " n"], correlation: float = 0.6) -> Factors:
     """Factors of several images, each (n,), to the bit those that `draw_factors` gives for one."""
+    return mesh.over_rows(partial(_looped, correlation=correlation), (None, 0))(key, indices)
+
+
+def _looped(key: Array, indices: Array, correlation: float) -> Factors:
     # In a loop, since erf rounds otherwise in the vectors of a batch than in what is left over from them; and one more
     # than asked, since XLA inlines a loop of one, fuses it with what follows, and rounds otherwise again.
     looped = jnp.concatenate([indices, indices[:1]])
@@ -221,7 +227,7 @@ def render(factors: Factors) -> UInt8[Array, "128 128 3"]:
 
 @jax.jit
 def _render_batch(factors: Factors) -> tuple[Array, Array]:
-    return jax.vmap(render)(factors), jax.vmap(attributes_of)(factors)
+    return mesh.over_rows(lambda some: (jax.vmap(render)(some), jax.vmap(attributes_of)(some)), (0,))(factors)
 
 
 class _Look(NamedTuple):

@@ -13,19 +13,21 @@ from jaxtyping import Float, Int, Key, UInt8
 
 from kernels.few_at_a_time import few_at_a_time
 from latent_arith import nets
+from runtime import mesh
+from runtime.mesh import Portion
 from vae import objectives
 from vae.config import Precision
 from vae.precision import in_precision
 from vae.train import Parameters, normalize
 
 PIXELS = 128 * 128 * 3
-CHUNK = 50  # images encoded or decoded in one call
+CHUNK = 50  # images that a device encodes or decodes in one call
 FEW = 10  # of them at a time, on CPU
 
 PerExample = Float[Array, " batch"]
 Images = Float[Array, "batch 128 128 3"]
 Latents = Float[Array, "batch latent"]
-Encode = Callable[[UInt8[np.ndarray, "n 128 128 3"]], Float[np.ndarray, "n latent"]]
+Encode = Callable[[UInt8[np.ndarray, "n 128 128 3"] | Portion], Float[np.ndarray, "n latent"]]
 Decode = Callable[[Float[np.ndarray, "n latent"]], UInt8[np.ndarray, "n 128 128 3"]]
 
 
@@ -94,12 +96,12 @@ def equivalent_beta(reconstruction_weight: float) -> float:
 
 def encoder(params: Parameters) -> Encode:
     """Function from pixels 0…255 to posterior means, compiled for one size of batch and used for any."""
-    return lambda images: in_chunks(partial(posterior_means, params), images)
+    return lambda images: mesh.in_chunks(partial(posterior_means, params), images, rows_at_once())
 
 
 def decoder(params: Parameters) -> Decode:
     """Function from latents to pixels 0…255, compiled for one size of batch and used for any."""
-    return lambda latents: in_chunks(partial(pixels_of, params), latents)
+    return lambda latents: mesh.in_chunks(partial(pixels_of, params), latents, rows_at_once())
 
 
 @jax.jit
@@ -109,40 +111,43 @@ def held_out_losses(
     """Means of the loss and its parts over images that were not trained on, with one posterior sample of each."""
     model = FaceVae()
 
-    def one(pair: tuple[Array, Array]) -> dict[str, Array]:
-        pixels = normalize(pair[0])[None]
+    def one(params: Parameters, image: Array, key: Array) -> dict[str, Array]:
+        pixels = normalize(image)[None]
         mean, log_variance = model.encode(params, pixels)
-        logits = model.decode(params, objectives.reparameterize(pair[1], mean, log_variance))
+        logits = model.decode(params, objectives.reparameterize(key, mean, log_variance))
         reconstruction = objectives.binary_cross_entropy(logits, pixels) / PIXELS
         kl = jnp.sum(objectives.gaussian_kl(mean, log_variance), axis=-1)
-        return {"loss": reconstruction_weight * reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+        return {"reconstruction": reconstruction, "kl": kl}
 
-    each = jax.lax.map(one, (images, jax.random.split(key, len(images))), batch_size=CHUNK)
-    return {name: jnp.mean(values) for name, values in each.items()}
+    each = mesh.map_rows(one, params, images, jax.random.split(key, len(images)), at_once=CHUNK)
+    means = {name: jnp.mean(values) for name, values in each.items()}
+    return {"loss": reconstruction_weight * means["reconstruction"] + means["kl"], **means}
 
 
 @jax.jit
 def posterior_means(params: Parameters, images: UInt8[Array, "batch 128 128 3"]) -> Latents:
     """Posterior means of images 0…255; `encoder` compiles it for one size."""
 
-    def encode(images: Array) -> Array:
-        return FaceVae().encode(params, normalize(images))[0]
+    def encode(params: Parameters, images: Array) -> Array:
+        return few_at_a_time(lambda few: FaceVae().encode(params, normalize(few))[0], images, few=FEW)
 
-    return few_at_a_time(encode, images, few=FEW)
+    return mesh.over_rows(encode, (None, 0))(params, images)
 
 
 @jax.jit
 def pixels_of(params: Parameters, latents: Latents) -> UInt8[Array, "batch 128 128 3"]:
     """Images 0…255 of latents; `decoder` compiles it for one size."""
 
-    def decode(latents: Array) -> Array:
-        return jnp.round(jax.nn.sigmoid(FaceVae().decode(params, latents)) * 255).astype(jnp.uint8)
+    def decode(params: Parameters, latents: Array) -> Array:
+        return few_at_a_time(
+            lambda few: jnp.round(jax.nn.sigmoid(FaceVae().decode(params, few)) * 255).astype(jnp.uint8),
+            latents,
+            few=FEW,
+        )
 
-    return few_at_a_time(decode, latents, few=FEW)
+    return mesh.over_rows(decode, (None, 0))(params, latents)
 
 
-def in_chunks(function: Callable[[np.ndarray], Any], rows: np.ndarray) -> Any:
-    """Results of `function` (a tree of arrays) for all rows, from calls on `CHUNK` rows each; zeros fill the last."""
-    filled = np.pad(rows, ((0, -len(rows) % CHUNK), *((0, 0),) * (rows.ndim - 1)))
-    results = [function(filled[start : start + CHUNK]) for start in range(0, len(filled), CHUNK)]
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *jax.device_get(results))
+def rows_at_once() -> int:
+    """Images encoded or decoded in one call, on all devices together."""
+    return CHUNK * mesh.devices()

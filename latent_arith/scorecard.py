@@ -33,8 +33,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from latent_arith import edits
-from latent_arith.models import in_chunks
+from latent_arith.models import rows_at_once
 from latent_arith.nets import AttributeClassifier
+from runtime import mesh
 from vae.train import Parameters, normalize
 
 ROWS = 500  # edited faces that are in memory at once
@@ -87,7 +88,8 @@ class Classifier:
         What a picture does not show, such as the colour of glasses that are not worn, is predicted by its mean.
         """
         network = AttributeClassifier(len(self.names), len(self.factor_mean))
-        probabilities, factors = in_chunks(partial(_predicted, network, self.params), images)
+        predicted = partial(_predicted, network, self.params)
+        probabilities, factors = mesh.in_chunks(predicted, images, rows_at_once())
         return probabilities, factors * self.factor_deviation + self.factor_mean
 
 
@@ -137,14 +139,14 @@ def train_classifier(
     optimizer, network = optax.adam(schedule), AttributeClassifier(len(names), factors.shape[1])
     init_key, order_key, noise_key = jax.random.split(key, 3)
     params = jax.jit(network.init)(init_key, jnp.zeros((1, *images.shape[1:])))
-    state, examples = optimizer.init(params), (jnp.asarray(images), labels, scaled)
+    state, examples = optimizer.init(params), (mesh.everywhere(images), labels, scaled)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(
         params: Parameters, state: optax.OptState, examples: tuple[Array, Array, Array], batch: Array, key: Array
     ) -> tuple[Parameters, optax.OptState]:
         images, labels, factors = (part[batch] for part in examples)
-        pixels = _augmented(key, network.averaged(normalize(images)))
+        pixels = _augmented(key, network.averaged(normalize(mesh.divided(images))))
 
         def loss(params: Parameters) -> Float[Array, ""]:
             outputs: Any = network.apply(params, pixels)
@@ -313,8 +315,11 @@ def probe_auc(
 
 @partial(jax.jit, static_argnums=0)
 def _predicted(network: AttributeClassifier, params: Parameters, images: Array) -> tuple[Array, Array]:
-    outputs: Any = network.apply(params, normalize(images))
-    return jax.nn.sigmoid(outputs[0]), outputs[1]
+    def predicted(params: Parameters, images: Array) -> tuple[Array, Array]:
+        outputs: Any = network.apply(params, normalize(images))
+        return jax.nn.sigmoid(outputs[0]), outputs[1]
+
+    return mesh.over_rows(predicted, (None, 0))(params, images)
 
 
 def _augmented(key: Key[Array, ""], images: Float[Array, "batch size size 3"]) -> Float[Array, "batch size size 3"]:

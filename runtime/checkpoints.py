@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from runtime import mesh, processes
 from runtime.errors import UserError, first_line
 
 State = TypeVar("State")
@@ -36,11 +37,12 @@ class Position(Protocol):
 class Checkpoints:
     """The newest `keep` checkpoints of one state, numbered by epoch, under one directory.
 
-    A save is written aside and renamed, so a killed process leaves whole checkpoints only.
+    A save is written aside and renamed, so a killed process leaves whole checkpoints only. Each of several processes
+    writes its part of it, and a state can be restored to other devices than those that it was saved from.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
-        self.directory = directory.absolute()
+        self.directory = directory.resolve()  # the same path in all processes
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -93,8 +95,9 @@ class Checkpoints:
                     damaged.append(epoch)
                     warn(f"checkpoint of epoch {epoch} in {self.directory} is damaged ({first_line(error)})")
                     continue
-            for bad in damaged if discard_damaged else ():
+            for bad in damaged if discard_damaged and processes.is_first() else ():
                 shutil.rmtree(self.directory / str(bad))
+            processes.exchanged(None)  # all wait until they are gone
             self._manager.reload()
             return epoch, restored
         if damaged:
@@ -109,13 +112,18 @@ class Checkpoints:
 
     def _read(self, epoch: int, like: State) -> tuple[State, Any]:
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.eval_shape(lambda: like)), digest=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(jax.tree.map(_placed, like)), digest=ocp.args.JsonRestore()
         )
         restored = self._manager.restore(epoch, args=arguments)
         stands = restored.digest.get("position")
         if _seal(restored.state, stands) != restored.digest["sha256"]:
             raise ValueError("its arrays do not have the recorded SHA-256")
         return restored.state, stands
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, type and place of an array; those that have no place yet are read whole to every device."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or mesh.replicated())
 
 
 def _seal(state: object, position: object) -> str:
@@ -138,7 +146,7 @@ def digest(tree: object) -> str:
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        array = np.asarray(mesh.fetched(jax.random.key_data(leaf) if is_key else leaf))
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()

@@ -6,6 +6,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from runtime import processes
+
 
 class Progress:
     """A bar over epochs that shows the loss and images per second.
@@ -18,6 +20,7 @@ class Progress:
         self.label, self.total, self.epoch = label, total, start
         self.images_per_epoch = images_per_epoch
         self.bar = tqdm(total=total, initial=start, desc=label, unit="epoch", disable=not sys.stderr.isatty())
+        self.silent = not processes.is_first()
         self.since = time.perf_counter()
 
     def update(self, epoch: int, loss: float) -> float:
@@ -27,7 +30,7 @@ class Progress:
         tenth = epoch * 10 // self.total > self.epoch * 10 // self.total
         self.bar.set_postfix_str(f"loss {loss:.4g}, {rate:,.0f} images/s", refresh=False)
         self.bar.update(epoch - self.epoch)
-        if self.bar.disable and tenth:
+        if self.bar.disable and tenth and not self.silent:
             print(
                 f"{self.label}: epoch {epoch} of {self.total}, loss {loss:.4g}, {rate:,.0f} images/s", file=sys.stderr
             )

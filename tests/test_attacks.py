@@ -132,17 +132,21 @@ def test_a_sweep_takes_one_gradient_a_target_however_many_epsilons(
 
 def test_restarts_keep_the_best_of_every_image(images: Array, labels: Array) -> None:
     arguments: dict[str, Any] = {"step_size": 0.02, "steps": 3}
-    many = attacks.pgd(jax.random.key(3), network, images, labels, 0.08, restarts=6, **arguments)
+    keys = jax.random.split(jax.random.key(3), len(images))
+    many = attacks.pgd(keys, network, images, labels, 0.08, restarts=6, **arguments)
+    starts_of_each = [
+        [attacks.random_in_ball(one, images.shape[1:], "linf") for one in jax.random.split(key, 6)] for key in keys
+    ]
     starts = [
         attacks.iterated(
             network,
             images,
             labels,
             0.08,
-            start=jnp.clip(images + 0.08 * attacks.random_in_ball(key, images.shape, "linf"), 0, 1),
+            start=jnp.clip(images + 0.08 * jnp.stack(moved), 0, 1),
             **arguments,
         )
-        for key in jax.random.split(jax.random.key(3), 6)
+        for moved in zip(*starts_of_each, strict=True)
     ]
     np.testing.assert_array_equal(many.success, np.any([one.success for one in starts], axis=0))
     losses = np.asarray([attacks.loss(network, one.images, labels) for one in starts])
@@ -161,10 +165,10 @@ def test_restarts_keep_the_best_of_every_image(images: Array, labels: Array) -> 
 def test_no_attack_leaves_the_ball_or_the_bounds(epsilon: float, seed: int, targeted: bool, norm: attacks.Norm) -> None:
     images = jax.random.uniform(jax.random.key(seed), (3, 4, 4, 3))
     before, labels = np.array(images), attacks.likeliest(network, images, 1 + targeted)
-    key, options = jax.random.key(seed), {"targeted": targeted, "norm": norm}
+    keys, options = jax.random.split(jax.random.key(seed), len(images)), {"targeted": targeted, "norm": norm}
     for attacked in (
         attacks.fgsm(network, images, labels, epsilon, **options),
-        attacks.pgd(key, network, images, labels, epsilon, step_size=epsilon / 2, steps=3, restarts=2, **options),
+        attacks.pgd(keys, network, images, labels, epsilon, step_size=epsilon / 2, steps=3, restarts=2, **options),
     ):
         difference = np.asarray(attacked.images, np.float64) - before
         size = np.abs(difference).max() if norm == "linf" else np.sqrt((difference**2).sum(axis=(1, 2, 3)).max())
@@ -195,7 +199,7 @@ def test_images_do_not_depend_on_their_batch_or_on_chunks(images: Array, labels:
 
     whole = attack(images, labels)
     for chunk in (1, 5, 12, 40):
-        chunked = attacks.in_chunks(attack, images, labels, chunk)
+        chunked = attacks.in_chunks(attack, images, labels, chunk=chunk)
         np.testing.assert_allclose(chunked.images, whole.images, atol=1e-6)
         np.testing.assert_array_equal(chunked.success, whole.success)
 
@@ -208,7 +212,9 @@ def test_success_is_another_class_or_the_target() -> None:
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_random_starts_fill_the_ball(norm: attacks.Norm) -> None:
-    points = np.asarray(attacks.random_in_ball(jax.random.key(0), (4000, 1, 1, 2), norm), np.float64).reshape(-1, 2)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.vmap(lambda key: attacks.random_in_ball(key, (1, 1, 2), norm))(keys)
+    points = np.asarray(drawn, np.float64).reshape(-1, 2)
     size = np.abs(points).max(axis=1) if norm == "linf" else np.linalg.norm(points, axis=1)
     assert size.max() <= 1 + 1e-6
     np.testing.assert_allclose(np.mean(size <= 0.5), 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 4000))

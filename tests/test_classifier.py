@@ -87,7 +87,8 @@ def attacked(dogs: Classifier, photo: np.ndarray, expected: dict[str, Any]) -> t
     low, high = dogs.range
     labels, epsilons = np.asarray(expected["labels"])[:, None], np.asarray([EPSILON / (high - low)], np.float32)
     targeted = np.asarray([False, True, True, True])
-    images = experiment.attack(Method(), jax.random.key(0), dogs, photo[None], labels, targeted, epsilons)
+    keys = jax.random.split(jax.random.key(0), 1)
+    images = experiment.attack(Method(), keys, dogs, photo[None], labels, targeted, epsilons)
     images = np.asarray(images)[:, 0, 0]
     return images, experiment.probabilities(dogs, images, at_once=1)
 

@@ -35,7 +35,7 @@ def predict(images: np.ndarray) -> np.ndarray:
 def attack(pixels: np.ndarray, labels: np.ndarray, targeted: np.ndarray, epsilons: np.ndarray) -> Any:
     unit = jnp.asarray(pixels, jnp.float32) / 255
     arrays = map(jnp.asarray, (labels, targeted, epsilons))
-    return Method().sweep(jax.random.key(0), logits, unit, *arrays).images
+    return Method().sweep(jax.random.split(jax.random.key(0), len(unit)), logits, unit, *arrays).images
 
 
 @pytest.fixture(scope="module")
@@ -146,13 +146,13 @@ def test_attacks_of_several_steps_sweep_as_one_by_one(photo: np.ndarray, name: A
     labels, targeted = jnp.asarray([[0], [1]]), jnp.asarray([False, True])
     epsilons = jnp.asarray([0.01, 0.2])
     key = jax.random.key(1)
-    swept = jax.jit(lambda x: method.sweep(key, logits, x, labels, targeted, epsilons))(unit)
+    swept = jax.jit(lambda x: method.sweep(key[None], logits, x, labels, targeted, epsilons))(unit)
     assert swept.images.shape == (2, 2, 1, 8, 8, 3)
     for (row, column), one in zip(np.ndindex(2, 2), jax.random.split(key, 4), strict=True):
         label, aimed, epsilon = labels[row], bool(targeted[row]), epsilons[column]
         options: Any = {"step_size": 2.5 * epsilon / 3, "steps": 3, "targeted": aimed, "norm": norm}
         if name == "pgd":
-            alone = attacks.pgd(one, logits, unit, label, epsilon, restarts=2, **options)
+            alone = attacks.pgd(one[None], logits, unit, label, epsilon, restarts=2, **options)
         else:
             momentum = 1.0 if name == "mi-fgsm" else None
             alone = attacks.iterated(logits, unit, label, epsilon, momentum=momentum, **options)

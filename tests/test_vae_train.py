@@ -155,7 +155,7 @@ def initial_with_statistics() -> TrainState:
 def fit_batches(directory: Path, epochs: int, batches: Batches, state: TrainState, resident: bool) -> TrainState:
     images = jnp.asarray(IMAGES) if resident else None
     read = batches if resident else PixelsOf(batches)
-    run = train.epochs_of_batches(read, STEPS, loss=counting_loss, optimizer=OPTIMIZER, images=images)
+    run = train.epochs_of_batches(read, STEPS, batch_size=BATCH, loss=counting_loss, optimizer=OPTIMIZER, images=images)
     return train.fit(
         state,
         run,

@@ -39,6 +39,8 @@ class VaeConfig:
     """First seed."""
     seeds: int = 1
     """Number of seeds, trained at once in one compiled program."""
+    shard_optimizer: bool = False
+    """Divide Adam's moments over the devices, instead of keeping them whole on each."""
     epochs_per_checkpoint: int = 10
     """Epochs between checkpoints, each with the held-out loss."""
     epochs_per_dispatch: int = 1
@@ -53,7 +55,7 @@ class VaeConfig:
     def __post_init__(self) -> None:
         least = {"beta": 0, "kl_warmup_epochs": 0, "free_bits": 0, "seed": 0, "prior_samples": 6}
         for name, value in vars(self).items():
-            if isinstance(value, int) and not value >= least.get(name, 1):
+            if isinstance(value, int) and not isinstance(value, bool) and not value >= least.get(name, 1):
                 raise UserError(f"{name} is {value}, expected at least {least.get(name, 1)}")
             if isinstance(value, float) and not (0 < value < inf or (value == 0 and name in least)):
                 raise UserError(f"{name} is {value}, expected a number {'from' if name in least else 'above'} 0")

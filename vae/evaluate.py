@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key, UInt8
 
+from runtime import mesh
 from vae import objectives
 from vae.models import Model
 from vae.train import Parameters, normalize
@@ -32,9 +33,9 @@ ACTIVE_UNIT_VARIANCE = 0.01
 PRINCIPAL_COMPONENTS = 50
 
 Codes = Float[np.ndarray, "n latent"]
-
-
 FINAL_STEP = np.iinfo(np.int32).max
+
+_of_seeds = partial(jax.vmap, spmd_axis_name=mesh.SEED)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -72,22 +73,20 @@ def held_out(
         return {name: value[0] for name, value in values.items()}
 
     def one_seed(params: Parameters, key: Array) -> dict[str, Array]:
-        pairs = images, jax.random.split(key, len(images))
-        return jax.lax.map(lambda pair: one(params, *pair), pairs, batch_size=EXAMPLES_PER_BATCH)
+        keys = jax.random.split(key, len(images))
+        return mesh.map_rows(one, params, images, keys, at_once=EXAMPLES_PER_BATCH)
 
-    return jax.vmap(one_seed)(params, keys)
+    return _of_seeds(one_seed)(params, keys)
 
 
 @partial(jax.jit, static_argnums=0)
 def encode(model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"]) -> Float[Array, "seeds n latent"]:
     """Posterior means (the autoencoder's codes) of images 0…255, for every seed."""
 
-    def one_seed(params: Parameters) -> Array:
-        return jax.lax.map(
-            lambda image: model.encode(params, normalize(image)[None])[0][0], images, batch_size=EXAMPLES_PER_BATCH
-        )
+    def one(params: Parameters, image: Array) -> Array:
+        return model.encode(params, normalize(image)[None])[0][0]
 
-    return jax.vmap(one_seed)(params)
+    return _of_seeds(lambda params: mesh.map_rows(one, params, images, at_once=EXAMPLES_PER_BATCH))(params)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -96,13 +95,10 @@ def decode(
 ) -> UInt8[Array, "seeds n 28 28 1"]:
     """Images 0…255 of latents, for every seed."""
 
-    def one_seed(params: Parameters, latents: Array) -> Array:
-        pixels = jax.lax.map(
-            lambda latent: jax.nn.sigmoid(model.decode(params, latent[None])[0]), latents, batch_size=EXAMPLES_PER_BATCH
-        )
-        return jnp.round(pixels * 255).astype(jnp.uint8)
+    def one(params: Parameters, latent: Array) -> Array:
+        return jnp.round(jax.nn.sigmoid(model.decode(params, latent[None])[0]) * 255).astype(jnp.uint8)
 
-    return jax.vmap(one_seed)(params, latents)
+    return _of_seeds(partial(mesh.map_rows, one, at_once=EXAMPLES_PER_BATCH))(params, latents)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -119,10 +115,10 @@ def importance_weighted_bound(
         )[0]
 
     def one_seed(params: Parameters, key: Array) -> Array:
-        pairs = images, jax.random.split(key, len(images))
-        return jax.lax.map(lambda pair: one(params, *pair), pairs, batch_size=max(1, DECODINGS_PER_BATCH // samples))
+        keys = jax.random.split(key, len(images))
+        return mesh.map_rows(one, params, images, keys, at_once=max(1, DECODINGS_PER_BATCH // samples))
 
-    return jax.vmap(one_seed)(params, keys)
+    return _of_seeds(one_seed)(params, keys)
 
 
 def active_units(mean: Codes) -> int:

@@ -19,6 +19,7 @@ from jax import Array
 from jax.scipy.stats import norm
 from jaxtyping import Key
 
+from runtime import mesh
 from runtime.check import ArrayForm, Expected
 from runtime.checkpoints import Checkpoints
 from runtime.errors import UserError
@@ -49,7 +50,7 @@ def run(config: VaeConfig, run_dir: Path, say: Callable[[str], None] = print) ->
         raise UserError(
             f"train_images is {config.train_images}, but {config.data} has {len(dataset.train.images)} training images"
         )
-    images = jnp.asarray(dataset.train.images[: config.train_images])
+    images = mesh.everywhere(dataset.train.images[: config.train_images])
     steps = train.steps_per_epoch(len(images), config.batch_size)
     compared = {
         "autoencoder": models.autoencoder(config.precision),
@@ -132,12 +133,12 @@ def initial_states(model: Model, index: int, config: VaeConfig) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), index)
         return train.init_state(key, model.init, optimizer(config))
 
-    return jax.jit(jax.vmap(init))(seeds)
+    return jax.jit(jax.vmap(init, spmd_axis_name=mesh.SEED))(seeds)
 
 
 def optimizer(config: VaeConfig) -> optax.GradientTransformation:
     """Adam as Keras computes it."""
-    return train.adam(config.learning_rate, config.adam_epsilon)
+    return train.adam(config.learning_rate, config.adam_epsilon, config.shard_optimizer)
 
 
 def _train(
@@ -157,7 +158,7 @@ def _train(
         epoch, state = restored
         say(f"{name}: resuming after epoch {epoch} of {config.epochs}")
     metrics.rewind(name, int(state.epoch[0]))
-    held_out_images = jnp.asarray(dataset.test.images)
+    held_out_images = mesh.everywhere(dataset.test.images)
 
     def validate(params: train.Parameters) -> dict[str, Array]:
         measured = evaluate.held_out(model, params, held_out_images, _keys(config, "held out"))
@@ -190,8 +191,8 @@ def _evaluate(
     rows = Metrics(run_dir / "metrics.jsonl").rows()
     last = {(row["model"], row["seed"]): row for row in rows if row["epoch"] == config.epochs and "loss" in row}
     train_images, test_images = (
-        jnp.asarray(dataset.train.images[: config.train_images]),
-        jnp.asarray(dataset.test.images),
+        mesh.everywhere(dataset.train.images[: config.train_images]),
+        mesh.everywhere(dataset.test.images),
     )
     train_labels = dataset.train.labels[: config.train_images]
     results: dict[str, Any] = {
@@ -204,13 +205,13 @@ def _evaluate(
     pictures: dict[str, np.ndarray] = {"originals": dataset.test.images[:RECONSTRUCTIONS]}
     for name, model in compared.items():
         params = states[name].params
-        test = jax.device_get(evaluate.held_out(model, params, test_images, _keys(config, "held out")))
-        train_means = np.asarray(evaluate.encode(model, params, train_images))
+        test = mesh.fetched(evaluate.held_out(model, params, test_images, _keys(config, "held out")))
+        train_means = mesh.fetched(evaluate.encode(model, params, train_images))
         noise = jax.vmap(lambda key: jax.random.normal(key, (config.prior_samples, models.LATENT_DIM)))
         shown = test["mean"][:, :RECONSTRUCTIONS]
         plane = np.broadcast_to(_plane(), (config.seeds, MANIFOLD_SIDE**2, models.LATENT_DIM))
         latents_to_decode = jnp.concatenate([noise(_keys(config, "prior samples")), shown, plane], axis=1)
-        decoded = np.asarray(evaluate.decode(model, params, latents_to_decode))
+        decoded = mesh.fetched(evaluate.decode(model, params, latents_to_decode))
         samples, reconstructions, manifold = np.split(
             decoded, [config.prior_samples, config.prior_samples + RECONSTRUCTIONS], axis=1
         )
@@ -234,7 +235,7 @@ def _evaluate(
             bounds = evaluate.importance_weighted_bound(
                 model, params, test_images, _keys(config, "bound"), config.iwae_samples
             )
-            for measured, bound in zip(per_seed, np.asarray(bounds, np.float64), strict=True):
+            for measured, bound in zip(per_seed, mesh.fetched(bounds).astype(np.float64), strict=True):
                 measured["test_iwae"] = -float(bound.mean())
             pictures["vae_manifold"] = manifold[0].reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *manifold.shape[2:])
         latents[f"{name}_z"] = test["latent"][0][chosen].astype(np.float32)

@@ -19,6 +19,7 @@ from jax import Array
 from jaxtyping import Float, Int, Key, UInt8
 
 from kernels.materialized import materialized
+from runtime import mesh, processes
 from runtime.checkpoints import Checkpoints, Position
 from runtime.errors import UserError
 from runtime.interrupts import deferred
@@ -55,22 +56,25 @@ class TrainState(NamedTuple):
     epoch: Int[Array, ""]
 
 
-def adam(learning_rate: optax.ScalarOrSchedule, epsilon: float) -> optax.GradientTransformation:
+def adam(learning_rate: optax.ScalarOrSchedule, epsilon: float, divided: bool = False) -> optax.GradientTransformation:
     """Adam in the form that Keras uses, m / (√v + ε) · learning_rate · √(1 - β₂ᵗ) / (1 - β₁ᵗ).
 
     The epsilon is added before the bias correction ("ε̂" in Kingma & Ba 2015, section 2), so
-    it weighs 30 times more in the first step than Optax's own, which is added after it.
+    it weighs 30 times more in the first step than Optax's own, which is added after it. The moments
+    are whole on every device, or `divided` over all of them.
     """
     decay = 0.999
+    placed = mesh.divided_along_longest if divided else mesh.whole
 
     def update(
         gradients: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         steps = state.count.astype(jnp.float32) + 1
         corrected = epsilon / jnp.sqrt(1 - jnp.asarray(decay) ** steps)
-        return optax.scale_by_adam(b2=decay, eps=corrected).update(gradients, state, params)
+        updates, state = optax.scale_by_adam(b2=decay, eps=corrected).update(gradients, state, params)
+        return updates, placed(state)
 
-    scale = optax.GradientTransformation(optax.scale_by_adam(b2=decay).init, update)
+    scale = optax.GradientTransformation(lambda params: placed(optax.scale_by_adam(b2=decay).init(params)), update)
     return optax.chain(scale, optax.scale_by_learning_rate(learning_rate))
 
 
@@ -79,7 +83,7 @@ def init_state(
 ) -> TrainState:
     """State before the first step; `init` makes parameters from a key."""
     init_key, train_key = jax.random.split(key)
-    params = init(init_key)
+    params = mesh.whole(init(init_key))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(params, optimizer.init(params), train_key, zero, zero)
 
@@ -109,7 +113,7 @@ def train_step(
     count = jnp.sum(present)
 
     def mean_loss(params: Parameters) -> tuple[Array, tuple[dict[str, Array], Parameters]]:
-        per_example, parts, statistics = loss(params, normalize(images), step_key, state.step)
+        per_example, parts, statistics = loss(params, normalize(mesh.divided(images)), step_key, state.step)
         means = {name: jnp.vdot(part, present) / count for name, part in {"loss": per_example, **parts}.items()}
         return means["loss"], (means, statistics)
 
@@ -117,6 +121,7 @@ def train_step(
     updates, optimizer_state = optimizer.update(materialized(gradients), state.optimizer_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params |= {part: params[part] | moved for part, moved in statistics.items()}
+    params, metrics = mesh.whole((params, metrics))
     return state._replace(params=params, optimizer_state=optimizer_state, step=state.step + 1), metrics
 
 
@@ -201,8 +206,8 @@ def fit(
     waiting: tuple[int, Mapping[str, Any]] | None = None
     with deferred() as pending, Progress(label, epochs, epoch, examples * seeds) as progress:
 
-        def arrive(last: int, fetched: Mapping[str, Any]) -> None:
-            values = jax.device_get(fetched)
+        def arrive(last: int, dispatched: Mapping[str, Any]) -> None:
+            values = mesh.fetched(dispatched)
             _raise_if_not_finite(values["loss"], last, label, saved)
             means = {name: _epoch_means(value, examples, batch_size) for name, value in values.items()}
             rate = progress.update(last, float(means["loss"][:, -1].mean()))
@@ -223,13 +228,14 @@ def fit(
             if isinstance(dispatched["loss"], np.ndarray):  # they have arrived already
                 arrive(*waiting)
                 waiting = None
+            pending.number = max(processes.exchanged(pending.number or 0)) or None  # all stop, or none
             if epoch % epochs_per_checkpoint == 0 or epoch == epochs or pending.number is not None:
                 if waiting:
                     arrive(*waiting)
                 waiting = None
                 _raise_if_params_not_finite(state.params, epoch, label, saved)
                 for name, value in validate(state.params).items():
-                    for seed, number in enumerate(np.asarray(value)):
+                    for seed, number in enumerate(mesh.fetched(value)):
                         metrics.append({"model": label, "epoch": epoch, "seed": seed, f"test_{name}": float(number)})
                 checkpoints.save(epoch, state, position)
                 saved = epoch
@@ -243,7 +249,7 @@ def epochs_of_images(
     """Epochs over images that are on the device and shared by all seeds: one dispatch for all of a call's epochs."""
 
     @partial(jax.jit, static_argnums=2, donate_argnums=0)
-    @partial(jax.vmap, in_axes=(0, None, None))
+    @partial(jax.vmap, in_axes=(0, None, None), spmd_axis_name=mesh.SEED)
     def train_epochs(state: TrainState, images: Array, count: int) -> tuple[TrainState, dict[str, Array]]:
         def body(state: TrainState, _: None) -> tuple[TrainState, dict[str, Array]]:
             return train_epoch(state, images, batch_size=batch_size, loss=loss, optimizer=optimizer)
@@ -257,6 +263,7 @@ def epochs_of_batches(
     batches: Iterator[np.ndarray],
     steps: int,
     *,
+    batch_size: int,
     loss: Loss,
     optimizer: optax.GradientTransformation,
     images: UInt8[Array, "n h w c"] | None = None,
@@ -267,22 +274,24 @@ def epochs_of_batches(
     of a step of the face VAE.
 
     Args:
-        batches: Endless, all of one size: pixels 0…255, or indices into `images`.
+        batches: Endless, all of one size: pixels 0…255, or indices into `images`. Of pixels, a process gives those of
+            its own devices, `mesh.share(batch_size)`.
         steps: Batches that count as an epoch.
+        batch_size: Examples in a batch, on all devices together.
         loss: Loss of each example.
         optimizer: Optax transformation.
         images: All images, on the device, where batches are indices.
     """
     together = max(divisor for divisor in range(1, STEPS_PER_DISPATCH + 1) if steps % divisor == 0)
 
-    @jax.vmap
+    @partial(jax.vmap, spmd_axis_name=mesh.SEED)
     def step(state: TrainState, pixels: Array) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, pixels, jnp.ones(len(pixels)), loss=loss, optimizer=optimizer)
 
     @partial(jax.jit, donate_argnums=0)
     def train_steps(state: TrainState, batches: Array, images: Array | None) -> tuple[TrainState, dict[str, Array]]:
         def body(state: TrainState, batch: Array) -> tuple[TrainState, dict[str, Array]]:
-            pixels = batch if images is None else images[batch]
+            pixels = batch[:batch_size] if images is None else images[batch]
             # Without an axis of seeds of their own, XLA transposes them for the gradient of the first kernel.
             return step(state, jnp.broadcast_to(pixels, (len(state.epoch), *pixels.shape)))
 
@@ -291,11 +300,13 @@ def epochs_of_batches(
     def run(state: TrainState, count: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         dispatched: list[Any] = []
         for index in range(count * steps // together):
-            state, metrics = train_steps(state, np.stack([next(batches) for _ in range(together)]), images)
+            some = np.stack([next(batches) for _ in range(together)])
+            on_device = mesh.put(mesh.Portion(some, batch_size), axis=1) if images is None else some
+            state, metrics = train_steps(state, on_device, images)
             dispatched.append(metrics)
             if index:  # the host is one dispatch ahead, and no more batches wait on the device
-                dispatched[index - 1] = jax.device_get(dispatched[index - 1])
-        rows = jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(dispatched))
+                dispatched[index - 1] = mesh.fetched(dispatched[index - 1])
+        rows = jax.tree.map(lambda *parts: np.concatenate(parts), *mesh.fetched(dispatched))
         metrics = {name: row.T.reshape(row.shape[1], count, steps) for name, row in rows.items()}
         return state._replace(epoch=state.epoch + count), metrics
 
@@ -328,8 +339,8 @@ def _raise_if_not_finite(loss: np.ndarray, last: int, label: str, saved: int) ->
 
 
 def _raise_if_params_not_finite(params: Parameters, epoch: int, label: str, saved: int) -> None:
-    for leaf in jax.tree.leaves(params):
-        finite = np.isfinite(np.asarray(leaf)).reshape(len(leaf), -1).all(axis=1)
+    for leaf in jax.tree.leaves(mesh.fetched(params)):
+        finite = np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
         if not finite.all():
             _diverged(label, "the weights became infinite or NaN", int(finite.argmin()), epoch, None, saved)
 
