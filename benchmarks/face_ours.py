@@ -17,14 +17,14 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
     model = models.FaceVae(SEED.dropout, SEED.reconstruction_weight)
     optimizer = train.adam(SEED.learning_rate, SEED.adam_epsilon)
     steps = face_work.steps(images)
-    run = train.epochs_of_batches(
+    run = train.steps_on_batches(
         face_work.batches(images), steps, batch_size=SEED.batch_size, loss=model.loss, optimizer=optimizer
     )
     state = experiment.initial_state(SEED)
 
     def work() -> float:
         nonlocal state
-        state, metrics = jax.block_until_ready(run(state, 1))
+        state, metrics = jax.block_until_ready(run(state, steps))
         return float(np.mean(metrics["loss"]))
 
     seconds, losses = time_repeats(work, repeats)

@@ -93,15 +93,15 @@ STARTED = ("vae", "latent-arith", "adversarial")
 FIRST_STEP = """
 import os, sys, time
 from vae import train
-epochs_of_images = train.epochs_of_images
+steps_on_images = train.steps_on_images
 def stopped(*args, **kwargs):
-    run = epochs_of_images(*args, **kwargs)
+    run = steps_on_images(*args, **kwargs)
     def first(state, count):
         run(state, count)
         print("first step", time.time() - float(sys.argv[1]), flush=True)
         os._exit(0)
     return first
-train.epochs_of_images = stopped
+train.steps_on_images = stopped
 import run
 run.main(["vae", "--preset", "quick", "--out", sys.argv[2]])
 """

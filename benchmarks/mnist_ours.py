@@ -65,14 +65,14 @@ def _epochs(images: np.ndarray, repeats: int, seeds: int) -> tuple[list[float], 
 
     def work() -> float:
         nonlocal state
-        state, metrics = jax.block_until_ready(run(state, 1))
+        state, metrics = jax.block_until_ready(run(state, train.steps_per_epoch(len(images), SEED.batch_size)))
         return _mean_loss(metrics, len(images))
 
     return time_repeats(work, repeats)
 
 
-def _trainer(images: jax.Array, model: models.Model) -> train.TrainEpochs:
-    return train.epochs_of_images(
+def _trainer(images: jax.Array, model: models.Model) -> train.TrainSteps:
+    return train.steps_on_images(
         images, batch_size=SEED.batch_size, loss=model.loss, optimizer=experiment.optimizer(SEED)
     )
 
@@ -80,4 +80,4 @@ def _trainer(images: jax.Array, model: models.Model) -> train.TrainEpochs:
 def _mean_loss(metrics: Mapping[str, Any], count: int) -> float:
     """Mean over the examples of the last epoch of the first seed."""
     sizes = np.diff([*range(0, count, SEED.batch_size), count])
-    return float(np.average(np.asarray(metrics["loss"])[0, -1], weights=sizes))
+    return float(np.average(np.asarray(metrics["loss"])[0, -len(sizes) :], weights=sizes))

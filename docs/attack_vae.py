@@ -67,7 +67,7 @@ def nearest_mean(run_dir: Path, config: VaeConfig, train: Array, labels: np.ndar
     restored = Checkpoints(run_dir / "checkpoints" / "vae").restore(template, warn=print)
     if restored is None:
         raise SystemExit(f"{run_dir}: holds no checkpoint of the VAE")
-    params = jax.tree.map(lambda leaf: leaf[0], restored[1].params)
+    params = jax.tree.map(lambda leaf: leaf[0], restored.state.params)
     codes = model.encode(params, train)[0]
     means = jnp.stack([codes[labels == digit].mean(axis=0) for digit in range(DIGITS)])
 

@@ -266,10 +266,10 @@ def _train(config: LatentArithConfig, data: FaceData, run_dir: Path, say: Callab
     state = initial_state(config)
     restored = checkpoints.restore(state, warn=lambda line: say(f"{LABEL}: {line}"), position=read)
     if restored:
-        epoch, state = restored
-        say(f"{LABEL}: resuming after epoch {epoch} of {config.epochs}")
+        state = restored.state
+        say(f"{LABEL}: resuming after {train.told(restored.step, config.steps_per_epoch)} of {config.epochs}")
     metrics.rewind(LABEL, int(state.epoch[0]))
-    run = train.epochs_of_batches(
+    run = train.steps_on_batches(
         read,
         config.steps_per_epoch,
         batch_size=config.batch_size,
@@ -287,13 +287,14 @@ def _train(config: LatentArithConfig, data: FaceData, run_dir: Path, say: Callab
         examples=config.steps_per_epoch * config.batch_size,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        epochs_per_dispatch=1,
+        steps_per_dispatch=train.few_steps(config.steps_per_epoch),
         epochs_per_checkpoint=config.epochs_per_checkpoint,
         validate=validate,
         checkpoints=checkpoints,
         metrics=metrics,
         label=LABEL,
         position=read,
+        unfinished=restored and restored.kept,
     )
     checkpoints.close()
     return _of_seed(state.params)

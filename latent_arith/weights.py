@@ -113,4 +113,4 @@ def _newest_checkpoint(directory: Path) -> Parameters:
     checkpoints.close()
     if not restored:
         raise UserError(f"{directory}: holds no checkpoint yet")
-    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), restored[1].params)
+    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), restored.state.params)

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -34,8 +34,16 @@ class Position(Protocol):
         """Goes to where another one stood."""
 
 
+class Restored(NamedTuple, Generic[State]):
+    """A checkpoint that was read: its step, its state, and what `save` was given to keep beside it."""
+
+    step: int
+    state: State
+    kept: Any
+
+
 class Checkpoints:
-    """The newest `keep` checkpoints of one state, numbered by epoch, under one directory.
+    """The newest `keep` checkpoints of one state, numbered by step, under one directory.
 
     A save is written aside and renamed, so a killed process leaves whole checkpoints only. Each of several processes
     writes its part of it, and a state can be restored to other devices than those that it was saved from.
@@ -46,20 +54,26 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, epoch: int, state: State, position: Position | None = None) -> None:
-        """Writes `state`, and where the iterator of batches stands if there is one, as the checkpoint of `epoch`.
+    def save(self, step: int, state: State, position: Position | None = None, kept: Any = None) -> None:
+        """Writes `state`, and where the iterator of batches stands if there is one, as the checkpoint of `step`.
+
+        Args:
+            step: Number of the checkpoint.
+            state: A tree of arrays.
+            position: The iterator of batches.
+            kept: Whatever else is needed to go on, as JSON.
 
         Raises:
             UserError: The checkpoint could not be written, for instance for want of disk space.
         """
         stands = position and position.get_state()
-        record = {"sha256": _seal(state, stands), "position": stands}
+        record = {"sha256": _seal(state, stands, kept), "position": stands, "kept": kept}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(record))
         try:
-            self._manager.save(epoch, args=arguments, force=True)
+            self._manager.save(step, args=arguments, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"{self.directory}: the checkpoint of epoch {epoch} could not be written ({first_line(error)}); "
+                f"{self.directory}: the checkpoint of step {step} could not be written ({first_line(error)}); "
                 f"earlier ones are untouched, so make room and resume"
             ) from error
 
@@ -69,8 +83,8 @@ class Checkpoints:
         warn: Callable[[str], None],
         position: Position | None = None,
         discard_damaged: bool = True,
-    ) -> tuple[int, State] | None:
-        """Epoch and state of the newest undamaged checkpoint, or None where there is none at all.
+    ) -> Restored[State] | None:
+        """The newest undamaged checkpoint, or None where there is none at all.
 
         Damaged ones are reported through `warn`.
 
@@ -83,26 +97,25 @@ class Checkpoints:
         Raises:
             UserError: There are checkpoints, and all of them are damaged.
         """
-        epochs = sorted(self._manager.all_steps(), reverse=True)
         damaged: list[int] = []
-        for epoch in epochs:
+        for step in sorted(self._manager.all_steps(), reverse=True):
             with _abandoned_reads_forgotten():
                 try:
-                    restored, stands = self._read(epoch, like)
+                    state, stands, kept = self._read(step, like)
                     if position:
                         position.set_state(stands)
                 except Exception as error:  # orbax and tensorstore raise many types for damaged files
-                    damaged.append(epoch)
-                    warn(f"checkpoint of epoch {epoch} in {self.directory} is damaged ({first_line(error)})")
+                    damaged.append(step)
+                    warn(f"checkpoint of step {step} in {self.directory} is damaged ({first_line(error)})")
                     continue
             for bad in damaged if discard_damaged and processes.is_first() else ():
                 shutil.rmtree(self.directory / str(bad))
             processes.exchanged(None)  # all wait until they are gone
             self._manager.reload()
-            return epoch, restored
+            return Restored(step, state, kept)
         if damaged:
             raise UserError(
-                f"{self.directory}: all checkpoints (epochs {damaged}) are damaged; start again with --overwrite"
+                f"{self.directory}: all checkpoints (steps {damaged}) are damaged; start again with --overwrite"
             )
         return None
 
@@ -110,15 +123,15 @@ class Checkpoints:
         """Releases orbax's threads."""
         self._manager.close()
 
-    def _read(self, epoch: int, like: State) -> tuple[State, Any]:
+    def _read(self, step: int, like: State) -> tuple[State, Any, Any]:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(jax.tree.map(_placed, like)), digest=ocp.args.JsonRestore()
         )
-        restored = self._manager.restore(epoch, args=arguments)
-        stands = restored.digest.get("position")
-        if _seal(restored.state, stands) != restored.digest["sha256"]:
+        restored = self._manager.restore(step, args=arguments)
+        stands, kept = restored.digest.get("position"), restored.digest.get("kept")
+        if _seal(restored.state, stands, kept) != restored.digest["sha256"]:
             raise ValueError("its arrays do not have the recorded SHA-256")
-        return restored.state, stands
+        return restored.state, stands, kept
 
 
 def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -126,8 +139,9 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or mesh.replicated())
 
 
-def _seal(state: object, position: object) -> str:
-    return hashlib.sha256(f"{digest(state)} {json.dumps(position, sort_keys=True)}".encode()).hexdigest()
+def _seal(state: object, *others: object) -> str:
+    told = " ".join(json.dumps(other, sort_keys=True) for other in others)
+    return hashlib.sha256(f"{digest(state)} {told}".encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ def _constrained(tree: Tree, spec: PartitionSpec) -> Tree:
 def divided_along_longest(tree: Tree) -> Tree:
     """Within `jit`: each array divided along the longest of the axes that the devices divide; whole where none is.
 
-    Of Adam's moments this leaves 1/devices of the memory: ZeRO's first stage, Rajbhandari et al. 2020, arXiv 1910.02054.
+    Of Adam's moments this leaves 1/devices of the memory: ZeRO stage 1, Rajbhandari et al. 2020, arXiv 1910.02054.
     """
 
     def of_leaf(leaf: Array) -> Array:
@@ -143,7 +143,7 @@ def over_rows(function: Callable[..., Any], in_axes: Axes, out_axis: int = 0) ->
 
 
 def map_rows(function: Callable[..., Any], shared: Any, *rows: Any, at_once: int) -> Any:
-    """Within `jit`: `function(shared, *row)` of every row of some arrays, `at_once` of them at a time on each device."""
+    """Within `jit`: `function(shared, *row)` of every row of some arrays, `at_once` at a time on each device."""
 
     def mapped(shared: Any, *rows: Any) -> Any:
         return lax.map(lambda row: function(shared, *row), rows, batch_size=at_once)

@@ -29,7 +29,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_the_newest_comes_back_bit_for_bit(saved: Path) -> None:
-    epoch, restored = Checkpoints(saved).restore(state(0), pytest.fail)
+    epoch, restored, _ = Checkpoints(saved).restore(state(0), pytest.fail)
     assert epoch == 3
     assert digest(restored) == digest(state(3))
     assert digest(restored) != digest(state(2))
@@ -69,9 +69,9 @@ def test_damage_is_noticed_or_harmless(saved: Path, damage: str, tmp_path_factor
         else:
             victim.unlink()
         told: list[str] = []
-        epoch, restored = Checkpoints(copy).restore(state(0), told.append)
+        epoch, restored, _ = Checkpoints(copy).restore(state(0), told.append)
         assert digest(restored) == digest(state(epoch)), file
-        assert epoch == 3 or (epoch == 2 and "epoch 3" in told[0] and "\n" not in told[0]), file
+        assert epoch == 3 or (epoch == 2 and "step 3" in told[0] and "\n" not in told[0]), file
         fell_back += epoch == 2
     assert fell_back > 0
 
@@ -80,7 +80,7 @@ def test_a_run_goes_on_after_a_damaged_checkpoint(saved: Path) -> None:
     (saved / "3" / "digest" / "metadata").write_text('{"sha256": "0"}')
     checkpoints = Checkpoints(saved)
     told: list[str] = []
-    epoch, _ = checkpoints.restore(state(0), told.append)
+    epoch, *_ = checkpoints.restore(state(0), told.append)
     assert epoch == 2 and "SHA-256" in told[0]
     checkpoints.save(3, state(30))
     assert digest(Checkpoints(saved).restore(state(0), pytest.fail)[1]) == digest(state(30))
@@ -89,7 +89,7 @@ def test_a_run_goes_on_after_a_damaged_checkpoint(saved: Path) -> None:
 def test_all_damaged_is_an_error_and_nothing_is_deleted(saved: Path) -> None:
     for epoch in (2, 3):
         (saved / str(epoch) / "digest" / "metadata").write_text("{")
-    with pytest.raises(UserError, match=r"all checkpoints \(epochs \[3, 2\]\) are damaged"):
+    with pytest.raises(UserError, match=r"all checkpoints \(steps \[3, 2\]\) are damaged"):
         Checkpoints(saved).restore(state(0), lambda line: None)
     assert (saved / "2").exists() and (saved / "3").exists()
 
@@ -101,6 +101,6 @@ def test_failing_to_write_is_one_line(tmp_path: Path) -> None:
         path.unlink() if path.is_file() else path.rmdir()
     (tmp_path / "gone").rmdir()
     (tmp_path / "gone").write_text("a file where the directory was")
-    with pytest.raises(UserError, match="checkpoint of epoch 2 could not be written") as caught:
+    with pytest.raises(UserError, match="checkpoint of step 2 could not be written") as caught:
         checkpoints.save(2, state(2))
     assert "\n" not in str(caught.value)

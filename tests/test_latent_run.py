@@ -144,8 +144,8 @@ def test_a_streamed_run_stopped_in_training_resumes_bit_equal(
     states = []
     for path in (stopped, directory):
         restored = Checkpoints(path / weights.CHECKPOINTS).restore(experiment.initial_state(config), pytest.fail)
-        assert restored is not None and restored[0] == config.epochs
-        states.append(digest(restored[1]))
+        assert restored is not None and restored.state.epoch == config.epochs
+        states.append(digest(restored.state))
     assert states[0] == states[1]
     assert (stopped / "results.json").read_bytes() == (directory / "results.json").read_bytes()
 

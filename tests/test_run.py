@@ -245,8 +245,9 @@ def final_digests(run_dir: Path, config: VaeConfig) -> list[str]:
     found = []
     for index, (name, model) in enumerate(zip(("autoencoder", "vae"), compared, strict=True)):
         like = experiment.initial_states(model, index, config)
-        epoch, state = Checkpoints(run_dir / "checkpoints" / name).restore(like, pytest.fail)
-        assert epoch == config.epochs
+        restored = Checkpoints(run_dir / "checkpoints" / name).restore(like, pytest.fail)
+        state = restored.state
+        assert list(state.epoch) == [config.epochs] * config.seeds
         found.append(digest(state))
     return found
 
@@ -290,10 +291,10 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used(
 ) -> None:
     damaged = Path(shutil.copytree(finished / "vae", tmp_path / "damaged"))
     (damaged / "results.json").unlink()
-    (damaged / "checkpoints" / "vae" / "4" / "digest" / "metadata").write_text("{}")
+    (damaged / "checkpoints" / "vae" / "64" / "digest" / "metadata").write_text("{}")
     assert run.main(["vae", "--resume", str(damaged)]) == 0
     said = capsys.readouterr().out
-    assert "vae: checkpoint of epoch 4" in said and "vae: resuming after epoch 2 of 4" in said
+    assert "vae: checkpoint of step 64" in said and "vae: resuming after epoch 2 of 4" in said
     assert (damaged / "results.json").read_bytes() == (finished / "vae" / "results.json").read_bytes()
 
 

@@ -43,11 +43,11 @@ def initial(seeds: int = 2) -> TrainState:
 def fit(
     directory: Path, epochs: int, state: TrainState | None = None, loss: Callable = noisy_loss, **changes
 ) -> TrainState:
-    run = train.epochs_of_images(jnp.asarray(IMAGES), batch_size=BATCH, loss=loss, optimizer=OPTIMIZER)
+    run = train.steps_on_images(jnp.asarray(IMAGES), batch_size=BATCH, loss=loss, optimizer=OPTIMIZER)
     settings = {
         "examples": len(IMAGES),
         "batch_size": BATCH,
-        "epochs_per_dispatch": 1,
+        "steps_per_dispatch": STEPS,
         "epochs_per_checkpoint": 2,
         "validate": lambda params: {"loss": jnp.zeros(len(params["weights"]))},
         "checkpoints": Checkpoints(directory / "checkpoints"),
@@ -89,13 +89,13 @@ def test_a_seed_trains_the_same_beside_others_and_alone(tmp_path: Path) -> None:
         np.testing.assert_allclose(alone.params["weights"][0], together.params["weights"][seed], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("dispatch", [1, 2])
+@pytest.mark.parametrize("dispatch", [1, 2, STEPS, 2 * STEPS + 1])
 def test_resuming_is_bit_equal(tmp_path: Path, dispatch: int) -> None:
-    whole = fit(tmp_path / "whole", 6, epochs_per_dispatch=dispatch)
-    fit(tmp_path / "halves", 2, epochs_per_dispatch=dispatch)
+    whole = fit(tmp_path / "whole", 6)
+    fit(tmp_path / "halves", 2, steps_per_dispatch=dispatch)
     restored = Checkpoints(tmp_path / "halves" / "checkpoints").restore(initial(), pytest.fail)
-    assert restored is not None and restored[0] == 2
-    resumed = fit(tmp_path / "halves", 6, restored[1], epochs_per_dispatch=dispatch)
+    assert restored is not None and restored.step == 2 * STEPS
+    resumed = fit(tmp_path / "halves", 6, restored.state, steps_per_dispatch=dispatch)
     assert digest(resumed) == digest(whole)
     assert [int(epoch) for epoch in resumed.epoch] == [6, 6]
     assert [int(step) for step in resumed.step] == [6 * STEPS, 6 * STEPS]
@@ -155,14 +155,14 @@ def initial_with_statistics() -> TrainState:
 def fit_batches(directory: Path, epochs: int, batches: Batches, state: TrainState, resident: bool) -> TrainState:
     images = jnp.asarray(IMAGES) if resident else None
     read = batches if resident else PixelsOf(batches)
-    run = train.epochs_of_batches(read, STEPS, batch_size=BATCH, loss=counting_loss, optimizer=OPTIMIZER, images=images)
+    run = train.steps_on_batches(read, STEPS, batch_size=BATCH, loss=counting_loss, optimizer=OPTIMIZER, images=images)
     return train.fit(
         state,
         run,
         examples=STEPS * BATCH,
         epochs=epochs,
         batch_size=BATCH,
-        epochs_per_dispatch=1,
+        steps_per_dispatch=STEPS,
         epochs_per_checkpoint=2,
         validate=lambda params: {"loss": jnp.zeros(2)},
         checkpoints=Checkpoints(directory / "checkpoints"),
@@ -209,7 +209,7 @@ def test_resuming_goes_on_where_the_batches_stood(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "halves" / "checkpoints")
     restored = checkpoints.restore(initial_with_statistics(), pytest.fail, batches)
     assert restored is not None and batches.next == 2 * STEPS
-    resumed = fit_batches(tmp_path / "halves", 6, batches, restored[1], resident=False)
+    resumed = fit_batches(tmp_path / "halves", 6, batches, restored.state, resident=False)
     assert digest(resumed) == digest(whole)
     assert [int(step) for step in resumed.step] == [6 * STEPS, 6 * STEPS]
 
@@ -225,10 +225,10 @@ def poisoned(at: int, value: float) -> Callable:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_divergence_names_the_step_and_leaves_the_last_good_checkpoint(tmp_path: Path, value: float) -> None:
     good = fit(tmp_path / "good", 2)
-    with pytest.raises(UserError, match=r"model: the loss became (nan|inf) at seed 0, epoch 3, step 2; .*epoch 2"):
+    with pytest.raises(UserError, match=r"model: the loss became (nan|inf) at seed 0, epoch 3, step 2; .*step 6 is"):
         fit(tmp_path / "bad", 6, loss=poisoned(2 * STEPS + 1, value))
-    epoch, state = Checkpoints(tmp_path / "bad" / "checkpoints").restore(initial(), pytest.fail)
-    assert epoch == 2
+    step, state, _ = Checkpoints(tmp_path / "bad" / "checkpoints").restore(initial(), pytest.fail)
+    assert step == 2 * STEPS
     assert digest(state) == digest(good)
 
 
@@ -243,8 +243,8 @@ def test_weights_that_become_nan_in_the_last_step_are_not_saved(tmp_path: Path) 
 
     with pytest.raises(UserError, match="weights became infinite or NaN at seed 0, epoch 4"):
         fit(tmp_path, 4, loss=loss)
-    epoch, _ = Checkpoints(tmp_path / "checkpoints").restore(initial(), pytest.fail)
-    assert epoch == 2
+    step, *_ = Checkpoints(tmp_path / "checkpoints").restore(initial(), pytest.fail)
+    assert step == 2 * STEPS
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -256,5 +256,63 @@ def test_a_signal_is_obeyed_once_the_state_is_written(tmp_path: Path, number: in
     with pytest.raises(Interrupted) as caught:
         fit(tmp_path, 6, validate=validate)
     assert caught.value.exit_code == code
-    epoch, _ = Checkpoints(tmp_path / "checkpoints").restore(initial(), pytest.fail)
-    assert epoch == 2
+    step, *_ = Checkpoints(tmp_path / "checkpoints").restore(initial(), pytest.fail)
+    assert step == 2 * STEPS
+
+
+@pytest.mark.parametrize(("at", "dispatch"), [(1, 1), (2, 2), (4, 1), (4, 2), (6, 1), (8, 2)])
+def test_a_signal_in_the_middle_of_an_epoch_costs_nothing(tmp_path: Path, at: int, dispatch: int) -> None:
+    """Obeyed after the step that runs; losses of the epoch so far are kept, so that its mean is the same to the bit."""
+    awaited = -1
+
+    def interrupted(*arguments: Array) -> tuple[Array, dict[str, Array], dict]:
+        def kill(step: Array) -> None:
+            if step == awaited:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        jax.debug.callback(kill, arguments[3])
+        return noisy_loss(*arguments)
+
+    whole = fit(tmp_path / "whole", 4, loss=interrupted, steps_per_dispatch=dispatch)
+    awaited = at
+
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        fit(stopped, 4, loss=interrupted, steps_per_dispatch=dispatch)
+    restored = Checkpoints(stopped / "checkpoints").restore(initial(), pytest.fail)
+    assert restored is not None and at < restored.step <= at + 2 * dispatch + 1
+    awaited = -1
+    metrics = Metrics(stopped / "metrics.jsonl")
+    metrics.rewind("model", restored.step // STEPS)
+
+    resumed = fit(stopped, 4, restored.state, loss=interrupted, steps_per_dispatch=dispatch, unfinished=restored.kept)
+    assert digest(resumed) == digest(whole)
+    rows = [
+        [{key: value for key, value in row.items() if key != "images_per_second"} for row in Metrics(path).rows()]
+        for path in (tmp_path / "whole" / "metrics.jsonl", metrics.path)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_a_run_that_was_killed_before_its_held_out_loss_finds_it_when_it_resumes(tmp_path: Path) -> None:
+    def killed(params: dict) -> dict[str, Array]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, 4, validate=killed)
+    restored = Checkpoints(tmp_path / "checkpoints").restore(initial(), pytest.fail)
+    assert restored is not None and restored.step == 2 * STEPS
+    fit(tmp_path, 4, restored.state)
+    rows = Metrics(tmp_path / "metrics.jsonl").rows()
+    assert [(row["epoch"], row["seed"]) for row in rows if "test_loss" in row] == [(2, 0), (2, 1), (4, 0), (4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "seeds", "expected"), [(32, 1, 1, 32), (32, 3, 8, 96), (1875, 1, 1, 375), (1875, 5, 4, 99)]
+)
+def test_long_epochs_are_divided_into_dispatches_of_seconds(steps: int, epochs: int, seeds: int, expected: int) -> None:
+    assert train.many_steps(steps, epochs, seeds) == expected
+
+
+def test_few_steps_divide_an_epoch() -> None:
+    assert [train.few_steps(steps) for steps in (100, 50, 7, 97, 1)] == [10, 10, 7, 1, 1]

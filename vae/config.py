@@ -44,7 +44,7 @@ class VaeConfig:
     epochs_per_checkpoint: int = 10
     """Epochs between checkpoints, each with the held-out loss."""
     epochs_per_dispatch: int = 1
-    """Epochs in one compiled call."""
+    """Epochs in one compiled call; long epochs take several."""
     iwae_samples: int = 64
     """Samples K of the importance-weighted bound."""
     latent_points: int = 5000

@@ -153,10 +153,11 @@ def _train(
 ) -> TrainState:
     checkpoints, metrics = Checkpoints(run_dir / "checkpoints" / name), Metrics(run_dir / "metrics.jsonl")
     state = initial_states(model, index, config)
+    steps = train.steps_per_epoch(len(images), config.batch_size)
     restored = checkpoints.restore(state, warn=lambda line: say(f"{name}: {line}"))
     if restored:
-        epoch, state = restored
-        say(f"{name}: resuming after epoch {epoch} of {config.epochs}")
+        state = restored.state
+        say(f"{name}: resuming after {train.told(restored.step, steps)} of {config.epochs}")
     metrics.rewind(name, int(state.epoch[0]))
     held_out_images = mesh.everywhere(dataset.test.images)
 
@@ -166,16 +167,17 @@ def _train(
 
     state = train.fit(
         state,
-        train.epochs_of_images(images, batch_size=config.batch_size, loss=model.loss, optimizer=optimizer(config)),
+        train.steps_on_images(images, batch_size=config.batch_size, loss=model.loss, optimizer=optimizer(config)),
         examples=len(images),
         epochs=config.epochs,
         batch_size=config.batch_size,
-        epochs_per_dispatch=config.epochs_per_dispatch,
+        steps_per_dispatch=train.many_steps(steps, config.epochs_per_dispatch, config.seeds),
         epochs_per_checkpoint=config.epochs_per_checkpoint,
         validate=validate,
         checkpoints=checkpoints,
         metrics=metrics,
         label=name,
+        unfinished=restored and restored.kept,
     )
     checkpoints.close()
     return state
