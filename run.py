@@ -166,16 +166,16 @@ def _run(command: str, arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _run_directory(options: Options[Any]) -> Iterator[Path]:
-    """The directory of the run, made by the first process."""
-    if options.resume:
-        yield options.resume
-        return
-    with contextlib.ExitStack() as made:
+    """The directory of the run, made or gone on with by the first process, and by no other run at the same time."""
+    with contextlib.ExitStack() as held:
 
-        def make() -> str:
-            return str(made.enter_context(run_directory.create(options.out, options.overwrite)))
+        def hold() -> str:
+            if options.resume:
+                held.enter_context(run_directory.locked(options.resume))
+                return str(options.resume)
+            return str(held.enter_context(run_directory.create(options.out, options.overwrite)))
 
-        yield Path(processes.from_first(make))
+        yield Path(processes.from_first(hold))
 
 
 def _run_in(run_dir: Path, command: str, options: Options[Any]) -> None:

@@ -6,14 +6,16 @@
 
 The first use decodes every JPEG, resizes it to 128×128 and writes it to `images.npy` in a folder of
 the user's cache, in chunks of 256 images by several threads; a chunk that is done is never done
-again, so an interrupted preparation goes on. Later starts check the size of the map and the
-hashes of a few chunks, and read images from disk as they are asked for. Of TensorFlow Datasets the
-attributes are kept beside the map, so that later starts read none of its records.
+again, so an interrupted preparation goes on, and of several processes one prepares and the others
+wait. Later starts read images from disk as they are asked for, and compare every chunk with its
+hash when it is first read. Of TensorFlow Datasets the attributes are kept beside the map, so that
+later starts read none of its records.
 """
 
 import csv
 import hashlib
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from jaxtyping import Int, Int8, UInt8
 from tqdm import tqdm
 
@@ -32,8 +35,7 @@ from runtime.tfds import prepared_builder, reading
 
 SIZE = 128
 CHUNK = 256
-CHECKED_CHUNKS = 8
-IMAGES, PREPARED, TABLE = "images.npy", "prepared.json", "table.npz"
+IMAGES, PREPARED, TABLE, LOCK = "images.npy", "prepared.json", "table.npz", ".lock"
 SPLITS = ("train", "validation", "test")
 
 
@@ -45,13 +47,47 @@ class Table(NamedTuple):
     values: Int8[np.ndarray, "n attributes"]  # +1 or -1
 
 
+class Map:
+    """Pixels 0…255 of all images, read from disk when they are indexed and compared with their chunk's hash once."""
+
+    def __init__(self, path: Path, count: int, hashes: Sequence[str]) -> None:
+        """Opens the map.
+
+        Raises:
+            UserError: It cannot be read, or has another shape.
+        """
+        self.path, self.hashes, self._checked = path, hashes, np.zeros(len(hashes), bool)
+        self._again = f"delete {path.parent} to prepare it anew"
+        try:
+            self._images = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({first_line(error)}); {self._again}") from error
+        if self._images.shape != (count, SIZE, SIZE, 3) or self._images.dtype != np.uint8:
+            found = f"{self._images.dtype} {self._images.shape}"
+            raise UserError(f"{path}: is {found}, expected {count} images; {self._again}")
+
+    def __getitem__(self, rows: Any) -> UInt8[np.ndarray, "*rows 128 128 3"]:
+        """Pixels of the images in some rows.
+
+        Raises:
+            UserError: They are not those that were written.
+        """
+        for chunk in np.unique(np.asarray(rows) // CHUNK):
+            if not self._checked[chunk]:
+                pixels = self._images[chunk * CHUNK : (chunk + 1) * CHUNK]
+                if hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest() != self.hashes[chunk]:
+                    raise UserError(f"{self.path}: images from {chunk * CHUNK} on are not as recorded; {self._again}")
+                self._checked[chunk] = True
+        return self._images[rows]
+
+
 @dataclass(frozen=True, eq=False)
 class CelebA:
     """Decoded images with their attributes: a random-access source whose images are read from disk when indexed.
 
     Attributes:
         source: Where the data come from, as on the command line.
-        images: Memory map of pixels 0…255 of all images, those that are skipped too.
+        images: All images, those that are skipped too.
         rows: Rows of the map that count, in order.
         table: Attributes of those.
         skipped: Reason by id of images that could not be read and were left out.
@@ -59,7 +95,7 @@ class CelebA:
     """
 
     source: str
-    images: UInt8[np.ndarray, "all 128 128 3"]
+    images: Map
     rows: Int[np.ndarray, " n"]
     table: Table
     skipped: dict[str, str]
@@ -198,37 +234,64 @@ def prepare(names: Sequence[str], encoded: Callable[[int], Path | bytes], prepar
         prepared: Folder of the memory map and the record.
 
     Raises:
-        UserError: The folder cannot be written, for instance for want of disk space.
+        UserError: The folder cannot be written, for instance for want of disk space, or its record is damaged.
     """
-    record_path = prepared / PREPARED
     count = -(-len(names) // CHUNK)
-    record: dict[str, Any] = read_json(record_path) if record_path.exists() else {"chunks": [], "bad": {}}
+    record = _read_record(prepared)
     if len(record["chunks"]) == count:
         return record
     try:
         prepared.mkdir(parents=True, exist_ok=True)
-        mode = "r+" if record["chunks"] else "w+"
-        images = np.lib.format.open_memmap(prepared / IMAGES, mode, np.uint8, (len(names), SIZE, SIZE, 3))
-        with (
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-            tqdm(
-                total=len(names), initial=len(record["chunks"]) * CHUNK, unit="image", desc="decoding", disable=None
-            ) as bar,
-        ):
-            for index in range(len(record["chunks"]), count):
-                rows = range(index * CHUNK, min((index + 1) * CHUNK, len(names)))
-                for row, decoded in zip(rows, pool.map(lambda row: _decode(encoded(row)), rows), strict=True):
-                    if isinstance(decoded, str):
-                        record["bad"][names[row]] = decoded
-                    else:
-                        images[row] = decoded
-                images.flush()
-                record["chunks"].append(_chunk_hash(images, index))
-                write_json(record_path, record)
-                bar.update(len(rows))
+        with FileLock(prepared / LOCK):
+            return _decode_rest(names, encoded, prepared, _read_record(prepared), count)
     except (OSError, ValueError) as error:
         raise UserError(f"{prepared}: cannot be written ({first_line(error)}); delete it to prepare it anew") from error
+
+
+def _decode_rest(
+    names: Sequence[str], encoded: Callable[[int], Path | bytes], prepared: Path, record: dict[str, Any], count: int
+) -> dict[str, Any]:
+    """Writes chunk after chunk to the file, not through a map of it: there, a full disk would kill the process."""
+    started = len(record["chunks"])
+    with (
+        (prepared / IMAGES).open("r+b" if started else "wb") as file,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(names), initial=started * CHUNK, unit="image", desc="decoding", disable=None) as bar,
+    ):
+        shape = (len(names), SIZE, SIZE, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.seek(started * CHUNK * SIZE * SIZE * 3, os.SEEK_CUR)
+        for index in range(started, count):
+            rows = range(index * CHUNK, min((index + 1) * CHUNK, len(names)))
+            chunk = np.zeros((len(rows), SIZE, SIZE, 3), np.uint8)
+            for row, decoded in zip(rows, pool.map(lambda row: _decode(encoded(row)), rows), strict=True):
+                if isinstance(decoded, str):
+                    record["bad"][names[row]] = decoded
+                else:
+                    chunk[row - rows.start] = decoded
+            file.write(chunk.data)
+            file.flush()
+            os.fsync(file.fileno())
+            record["chunks"].append(hashlib.sha256(chunk.data).hexdigest())
+            write_json(prepared / PREPARED, {**record, "sha256": _seal(record)})
+            bar.update(len(rows))
     return record
+
+
+def _read_record(prepared: Path) -> dict[str, Any]:
+    """Hashes of the chunks that are decoded, `chunks`, and what was wrong with images, `bad`."""
+    path = prepared / PREPARED
+    if not path.exists():
+        return {"chunks": [], "bad": {}}
+    found = read_json(path)
+    record = {name: found.get(name) for name in ("chunks", "bad")} if isinstance(found, dict) else {}
+    if not record or found.get("sha256") != _seal(record):
+        raise UserError(f"{path}: is damaged, or of another version; delete {prepared} to prepare it anew")
+    return record
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _opened(
@@ -242,7 +305,7 @@ def _opened(
         raise UserError(
             f"{place / name}: {reason}; {len(bad)} of {len(table.ids)} images are bad, --skip-bad leaves them out"
         )
-    images = _checked_map(prepared, len(table.ids), record)
+    images = Map(prepared / IMAGES, len(table.ids), record["chunks"])
     rows = np.asarray([row for row, name in enumerate(table.ids) if name not in bad], int)
     if not len(rows):
         raise UserError(f"{place}: all {len(table.ids)} images are bad, expected RGB JPEGs")
@@ -304,22 +367,3 @@ def _fingerprint(content: bytes, names: Sequence[str], paths: Sequence[Path]) ->
     for path in paths:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
-
-
-def _checked_map(prepared: Path, count: int, record: dict[str, Any]) -> np.ndarray:
-    """The memory map, read-only, once its shape and the hashes of a few chunks have been checked."""
-    again = f"delete {prepared} to prepare it anew"
-    try:
-        images = np.load(prepared / IMAGES, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{prepared / IMAGES}: cannot be read ({first_line(error)}); {again}") from error
-    if images.shape != (count, SIZE, SIZE, 3) or images.dtype != np.uint8:
-        raise UserError(f"{prepared / IMAGES}: is {images.dtype} {images.shape}, expected {count} images; {again}")
-    for index in np.unique(np.linspace(0, len(record["chunks"]) - 1, CHECKED_CHUNKS).astype(int)):
-        if _chunk_hash(images, index) != record["chunks"][index]:
-            raise UserError(f"{prepared / IMAGES}: images from {index * CHUNK} on are not as recorded; {again}")
-    return images
-
-
-def _chunk_hash(images: np.ndarray, index: int) -> str:
-    return hashlib.sha256(images[index * CHUNK : (index + 1) * CHUNK].tobytes()).hexdigest()

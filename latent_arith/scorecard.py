@@ -38,7 +38,7 @@ from latent_arith.nets import AttributeClassifier
 from runtime import mesh
 from vae.train import Parameters, normalize
 
-ROWS = 500  # edited faces that are in memory at once
+ROWS = 500  # edited faces a device that are in memory at once
 BLUR = 2.0  # standard deviation of the blurred copy, in pixels of 2 × 2
 BRIGHTNESS = 0.05
 RESAMPLES = 1000
@@ -175,15 +175,16 @@ def dose_response(
 ) -> tuple[Probabilities, Float[np.ndarray, "targets steps n factors"]]:
     """What `predict` sees in decode(z + factor · vector) for every target, factor and face, float32.
 
-    At most 500 decoded faces are in memory at once.
+    At most 500 decoded faces a device are in memory at once.
     """
-    responses = []
-    for vector in vectors:
-        rows = edits.along(latents, vector[None], factors[:, None]).swapaxes(0, 1).reshape(-1, latents.shape[1])
-        seen = [predict(decode(rows[start : start + ROWS])) for start in range(0, len(rows), ROWS)]
-        joined = [np.concatenate(parts).astype(np.float32) for parts in zip(*seen, strict=True)]
-        responses.append([part.reshape(len(factors), len(latents), part.shape[1]) for part in joined])
-    probabilities, predicted = (np.stack(parts) for parts in zip(*responses, strict=True))
+    moved = [edits.along(latents, vector[None], factors[:, None]).swapaxes(0, 1) for vector in vectors]
+    rows = np.concatenate(moved).reshape(-1, latents.shape[1])
+    at_once = ROWS * mesh.devices()
+    seen = [predict(decode(rows[start : start + at_once])) for start in range(0, len(rows), at_once)]
+    joined = [np.concatenate(parts).astype(np.float32) for parts in zip(*seen, strict=True)]
+    probabilities, predicted = (
+        part.reshape(len(vectors), len(factors), len(latents), part.shape[1]) for part in joined
+    )
     return probabilities, predicted
 
 

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -18,9 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from runtime.errors import UserError
 
+LOCK = ".lock"
+_UNFINISHED = re.compile(r"\..+\.\w{8}")  # what `atomic` calls a file until it is whole
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "matplotlib")
 
 
@@ -29,7 +33,7 @@ def create(path: Path | None, overwrite: bool, root: Path = Path("runs")) -> Ite
     """Makes the directory of a new run for the block that fills it.
 
     If the block ends in an error before it has left more than `config.json`, the directory
-    goes, and a run that was to be overwritten comes back.
+    goes, and a run that was to be overwritten comes back. No other process can use it meanwhile.
 
     Args:
         path: Where, or None for the next free number under `root`.
@@ -37,33 +41,70 @@ def create(path: Path | None, overwrite: bool, root: Path = Path("runs")) -> Ite
         root: Parent of numbered runs.
 
     Raises:
-        UserError: The directory exists and `overwrite` is false, or is no run directory, or cannot be made.
+        UserError: The directory exists and `overwrite` is false, or is no run directory, or is in use, or cannot be
+            made.
     """
     try:
         if path is None:
             root.mkdir(parents=True, exist_ok=True)
             path = _next_number(root)
         aside = path.with_name(f".{path.name}.replaced")
-        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        if path.exists() and not (path.is_dir() and _is_empty(path)):
             if not overwrite:
                 raise UserError(f"{path} exists; choose another --out, or give --overwrite or --resume {path}")
             if not (path / "config.json").is_file():
                 raise UserError(f"{path} holds no config.json, so it is no run directory and is not overwritten")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            with locked(path):
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path or root}: cannot make a run directory ({error.strerror or error})") from error
+    with locked(path):
+        yield from _filled(path, aside)
+
+
+def _filled(path: Path, aside: Path) -> Iterator[Path]:
     try:
         yield path
     except BaseException:
-        if all(entry.is_dir() or entry.name == "config.json" for entry in path.rglob("*")):
+        if all(entry.is_dir() or entry.name in ("config.json", LOCK) for entry in path.rglob("*")):
             shutil.rmtree(path)
             if aside.exists():
                 aside.rename(path)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """A block during which no other process fills or overwrites the run directory; it ends with this process, too.
+
+    Raises:
+        UserError: Another process is at work in the directory, or it cannot be written.
+    """
+    lock = FileLock(path / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{path}: another process is at work in it; wait for its end, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    try:
+        for entry in path.rglob(".*"):
+            if _UNFINISHED.fullmatch(entry.name) and entry.is_file():
+                entry.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether there is nothing but what a process that was killed may leave, whose names begin with a dot."""
+    return all(entry.name.startswith(".") for entry in path.iterdir())
 
 
 def _next_number(root: Path) -> Path:

@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -150,13 +152,50 @@ def test_a_change_of_the_prepared_pixels_is_noticed(folder: Path) -> None:
     open_celeba(folder, folder / "cache")
     (stored,) = (folder / "cache").rglob("images.npy")
     content = bytearray(stored.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2] ^= 1  # of the second of three chunks
     stored.write_bytes(content)
-    with pytest.raises(UserError, match="not as recorded; delete"):
-        open_celeba(folder, folder / "cache")
+    damaged = open_celeba(folder, folder / "cache")
+    assert damaged[[0, 9]].shape == (2, 128, 128, 3)
+    for _ in range(2):
+        with pytest.raises(UserError, match="images from 4 on are not as recorded; delete"):
+            damaged[5]
     stored.write_bytes(content[:-5])
     with pytest.raises(UserError, match=r"images\.npy: cannot be read"):
         open_celeba(folder, folder / "cache")
+
+
+@pytest.mark.parametrize("fault", ["name", "hash", "json"])
+def test_a_change_of_the_record_is_noticed(folder: Path, fault: str) -> None:
+    """A bad image that it forgets would come out black."""
+    Image.fromarray(picture(2)[..., 0]).save(folder / "img_align_celeba" / IDS[2])
+    open_celeba(folder, folder / "cache", skip_bad=True)
+    (stored,) = (folder / "cache").rglob("prepared.json")
+    text, record = stored.read_text(), json.loads(stored.read_text())
+    changed = {
+        "name": text.replace(IDS[2], IDS[3]),
+        "hash": text.replace(record["chunks"][1], record["chunks"][0]),
+        "json": text[:-9],
+    }
+    stored.write_text(changed[fault])
+    with pytest.raises(UserError, match=r"prepared\.json:? (is damaged|cannot be read as JSON)"):
+        open_celeba(folder, folder / "cache", skip_bad=True)
+
+
+def test_of_two_that_prepare_at_once_one_does_and_the_other_waits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, decoded = celeba._decode, []
+
+    def slow(encoded: Path | bytes) -> np.ndarray | str:
+        decoded.append(encoded)
+        time.sleep(0.02)
+        return decode(encoded)
+
+    monkeypatch.setattr(celeba, "_decode", slow)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: open_celeba(folder, folder / "cache"), range(2))
+    assert len(decoded) == COUNT
+    np.testing.assert_array_equal(one[:], other[:])
 
 
 def replaced(old: str, new: str) -> Callable[[Path], object]:

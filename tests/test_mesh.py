@@ -33,8 +33,8 @@ def of_mesh(computed: Arrays, what: str, name: str) -> Arrays:
 
 @pytest.mark.parametrize(
     ("what", "name"),
-    [(what, name) for what in ("digits", "faces", "rows", "attacked") for name in ("3", "8")]
-    + [("digits", "2x4"), ("digits, moments divided", "8"), ("digits, moments divided", "2x4")],
+    [(what, name) for what in ("digits", "rows", "attacked") for name in ("3", "8")]
+    + [("faces", "8"), ("digits", "2x4"), ("digits, moments divided", "8"), ("digits, moments divided", "2x4")],
 )
 def test_many_devices_compute_what_one_does(computed: Arrays, what: str, name: str) -> None:
     """12 and 10 images a batch, so that 8 devices divide neither."""
@@ -47,7 +47,7 @@ def test_many_devices_compute_what_one_does(computed: Arrays, what: str, name: s
 
 def test_three_training_steps_move_the_weights_by_much_more_than_that(computed: Arrays) -> None:
     losses = computed["digits: losses/8"]
-    assert abs(losses[0, 0, 0] - losses[0, 0, -1]) > 0.1
+    assert abs(losses[0, 0] - losses[0, -1]) > 0.1
 
 
 def test_moments_are_whole_on_every_device_or_divided(computed: Arrays) -> None:

@@ -36,7 +36,7 @@ def test_an_existing_run_is_kept_unless_overwriting_is_asked_for(tmp_path: Path)
         pytest.fail("the directory was opened")
     assert (run / "results.json").exists()
     with run_directory.create(run, True):
-        assert not any(run.iterdir())
+        assert [entry.name for entry in run.iterdir()] == [run_directory.LOCK]
     assert list(tmp_path.iterdir()) == [run]
 
 
