@@ -140,3 +140,21 @@ def test_metrics_rewind_forgets_later_epochs_of_one_model_and_half_lines(tmp_pat
     metrics.rewind("vae", 1)
     assert metrics.rows() == rows[:4]
     assert [json.loads(line) for line in metrics.path.read_text().splitlines()] == rows[:4]
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
+    with run_directory.create(tmp_path / "run", False) as run:
+        run_directory.write_json(run / "config.json", {})
+        for other in (run_directory.locked(run), run_directory.create(run, True)):
+            with pytest.raises(UserError, match="run: another process is at work in it"), other:
+                pytest.fail("both are")
+        assert (run / "config.json").exists()
+    with run_directory.locked(run):
+        pass
+
+
+def test_what_a_killed_process_left_half_written_is_no_run_and_goes(tmp_path: Path) -> None:
+    for name in (".config.json.ab12_x9z", ".results.json.ab12_x9z", run_directory.LOCK):
+        (tmp_path / name).write_text("{")
+    with run_directory.create(tmp_path, False) as run:
+        assert [entry.name for entry in run.iterdir()] == [run_directory.LOCK]
