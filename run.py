@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -262,22 +262,41 @@ def _write_config_once(run_dir: Path, command: str, config: Any) -> None:
 
 def _read_config(run_dir: Path, command: str | None, kind: Any) -> Any:
     record = run_directory.read_json(run_dir / "config.json")
-    if not isinstance(record, dict) or record.get("experiment") != command:
-        raise UserError(f"{run_dir} is a run of {record.get('experiment')!r}, not of {command!r}")
+    made_by = record.get("experiment") if isinstance(record, dict) else None
+    if made_by != command:
+        raise UserError(f"{run_dir} is a run of {made_by!r}, not of {command!r}")
     return _from_dict(kind, record.get("config"), run_dir)
 
 
 def _from_dict(kind: Any, values: Any, run_dir: Path) -> Any:
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    fields = get_type_hints(kind)
     if not isinstance(values, dict) or set(values) != set(fields):
         odd = sorted(set(values) ^ set(fields)) if isinstance(values, dict) else values
         raise UserError(f"{run_dir / 'config.json'} is of another version of {kind.__name__}: it differs in {odd}")
-    return kind(**{
-        name: _from_dict(fields[name], value, run_dir) if dataclasses.is_dataclass(fields[name])
-        else tuple(value) if isinstance(value, list)
-        else value
-        for name, value in values.items()
-    })  # fmt: skip
+    found = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(fields[name]):
+            found[name] = _from_dict(fields[name], value, run_dir)
+            continue
+        try:
+            found[name] = _of_type(fields[name], value)
+        except (TypeError, OverflowError) as error:
+            raise UserError(f"{run_dir / 'config.json'}: {name} is {value!r}, expected {fields[name]}") from error
+    return kind(**found)
+
+
+def _of_type(hint: Any, value: Any) -> Any:
+    """A value out of JSON as one of the types that configurations have; TypeError or OverflowError if it is none."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_of_type(arguments[0], item) for item in value)
+    if origin is Literal and value in arguments:
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise TypeError
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:

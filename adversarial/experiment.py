@@ -7,7 +7,7 @@ came out, and as the 8-bit PNG that a person could send. For many photos, the sh
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,12 @@ def probabilities(classifier: Classifier, images: np.ndarray, at_once: int) -> F
     flat = images.reshape(-1, *images.shape[-3:])
     found: np.ndarray = mesh.in_chunks(partial(_softmax, classifier), flat, at_once)
     return found.reshape(*images.shape[:-3], -1)
+
+
+def _of_photo(row_and_name: tuple[Mapping[str, Any], str]) -> bool:
+    """Whether a line of a run that is resumed is whole and that of the photo whose turn it is."""
+    row, name = row_and_name
+    return row.get("photo") == name and {"label", "correct", "correct_8_bit"} <= row.keys()
 
 
 def _probabilities_of_portion(
@@ -251,7 +257,8 @@ def _many(
     root, at_once = paths[0].parent if packaged else Path(config.images), min(config.batch_size, len(paths))
     labels = [photos.label_of(path, root, classifier.classes) for path in paths] if config.labels == "names" else []
     radii, metrics = _radii(config, unit, 0.0), Metrics(run_dir / "metrics.jsonl")
-    rows = metrics.rows()
+    named = [str(path.relative_to(root)) for path in paths]
+    rows = [row for row, name in itertools.takewhile(_of_photo, zip(metrics.rows(), named, strict=False))]
     rows = rows if len(rows) == len(paths) else rows[: len(rows) // at_once * at_once]
     metrics.write(rows)
     say(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))

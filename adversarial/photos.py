@@ -14,12 +14,12 @@ from jaxtyping import Float32, Int, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from adversarial.pixels import GREY_LEVELS
+from runtime import limits
 from runtime.errors import UserError, first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SHORTEST_SIDE = 32  # pixels
-MOST_MEGAPIXELS = 50
 TURNED = range(2, 9)  # EXIF orientations other than upright
 SIXTEEN_BITS = 2**16 - 1
 KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "palette", "PA": "palette"}
@@ -114,7 +114,9 @@ def read(path: Path, size: int) -> Photo:
         except Image.UnidentifiedImageError as error:
             raise UserError(f"{path}: is no photo, expected one of {', '.join(FORMATS)}") from error
         except Image.DecompressionBombError as error:
-            raise UserError(f"{path}: is too large, expected at most {MOST_MEGAPIXELS} megapixels") from error
+            raise UserError(
+                f"{path}: is too large, expected at most {limits.MOST_PIXELS // 10**6} megapixels"
+            ) from error
         except Exception as error:  # Pillow's readers raise many types for damaged files
             raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
     levels = np.rint(GREY_LEVELS * resized(np.asarray(rgb), size))
@@ -125,8 +127,10 @@ def _check_sides(path: Path, image: Image.Image) -> None:
     width, height = image.size
     if min(width, height) < SHORTEST_SIDE:
         raise UserError(f"{path}: {width}×{height} pixels, expected at least {SHORTEST_SIDE} on either side")
-    if width * height > MOST_MEGAPIXELS * 1e6:
-        raise UserError(f"{path}: {width}×{height} pixels, expected at most {MOST_MEGAPIXELS} megapixels")
+    try:
+        limits.check_pixels(width, height)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:

@@ -48,7 +48,10 @@ def input_size(path: Path) -> int | None:
             yield from shapes(part)
 
     found = shapes(keras_weights.configuration(path))
-    return next((s[1] for s in found if isinstance(s, list) and len(s) == 4 and isinstance(s[1], int)), None)
+    try:
+        return next((s[1] for s in found if isinstance(s, list) and len(s) == 4 and isinstance(s[1], int)), None)
+    except RecursionError:
+        return None
 
 
 def _in_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

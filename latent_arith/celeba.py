@@ -29,6 +29,7 @@ from filelock import FileLock
 from jaxtyping import Int, Int8, UInt8
 from tqdm import tqdm
 
+from runtime import limits
 from runtime.errors import UserError, first_line
 from runtime.run_directory import read_json, read_npz, write_json, write_npz
 from runtime.tfds import prepared_builder, reading
@@ -36,6 +37,7 @@ from runtime.tfds import prepared_builder, reading
 SIZE = 128
 CHUNK = 256
 IMAGES, PREPARED, TABLE, LOCK = "images.npy", "prepared.json", "table.npz", ".lock"
+FORMATS = ("JPEG", "PNG")
 SPLITS = ("train", "validation", "test")
 
 
@@ -320,7 +322,8 @@ def _decode(encoded: Path | bytes) -> UInt8[np.ndarray, "128 128 3"] | str:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
+            limits.check_pixels(*image.size)
             if image.mode != "RGB":
                 return f"has mode {image.mode}, expected RGB"
             return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR))

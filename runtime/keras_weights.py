@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from runtime import limits
 from runtime.errors import UserError, first_line
 
 Tree = TypeVar("Tree")
@@ -63,8 +64,10 @@ def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
     """
     reader = _reader_of(path, md5)
     arrays: dict[str, np.ndarray] = {}
+    size = 0
     try:
         for name, array in reader(path):
+            limits.check_bytes(size := size + array.nbytes)
             if array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating):
                 if name in arrays:
                     raise ValueError(f"two weights are called {name}")
@@ -121,10 +124,11 @@ def configuration(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
+                limits.check_archive(archive)
                 return json.loads(archive.read("config.json"))
         with h5py.File(path, "r") as root:
             return json.loads(root.attrs["model_config"])
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile):
+    except Exception:  # of many types, for files that are damaged or of another kind; `read` tells what is wrong
         return None
 
 
@@ -142,6 +146,7 @@ def read_hdf5(source: Path | IO[bytes], config: Mapping[str, Any] | None = None)
 def read_keras(path: Path) -> Named:
     """Yields the weights of a `.keras` file: a zip of `config.json` and `model.weights.h5`."""
     with zipfile.ZipFile(path) as archive:
+        limits.check_archive(archive)
         for member in ("config.json", "model.weights.h5"):
             if member not in archive.namelist():
                 raise ValueError(f"a zip without {member}, expected a .keras file with weights in HDF5")
@@ -154,7 +159,9 @@ def read_tar(path: Path) -> Named:
     """Yields the weights of a packed checkpoint, unpacked aside."""
     with tempfile.TemporaryDirectory(prefix="latentlab-") as folder:
         with tarfile.open(path, "r:gz") as archive:
+            size = 0
             for member in archive:
+                limits.check_bytes(size := size + member.size)
                 if not (member.isfile() or member.isdir()):
                     raise ValueError(f"member {member.name} is a link or a device, expected files and folders")
             archive.extractall(folder, filter="data")  # refuses a member that would land elsewhere
@@ -222,6 +229,7 @@ def _open(group: h5py.Group, path: str) -> Any:
 def _array(dataset: h5py.Dataset) -> np.ndarray:
     if dataset.external or dataset.is_virtual or dataset.nbytes > MOST_DEFLATED * dataset.id.get_storage_size():
         raise ValueError(f"{dataset.name} does not hold the {dataset.nbytes} bytes that it announces")
+    limits.check_bytes(dataset.nbytes)
     array = dataset[()]
     return array.view(jnp.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
 

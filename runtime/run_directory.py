@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from runtime import limits
 from runtime.errors import UserError
 
 LOCK = ".lock"
@@ -165,19 +167,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error})") from error
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads all arrays of an .npz; pickled objects are refused.
+    """Reads all arrays of an .npz; pickled objects are refused, and more than `limits.MOST_BYTES`.
 
     Raises:
         UserError: The file is missing or no readable .npz.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file) as archive:
+                limits.check_archive(archive)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except Exception as error:  # zipfile, zlib and numpy raise many types for damaged files
@@ -203,18 +209,26 @@ class Metrics:
             raise UserError(f"{self.path}: could not be written ({error.strerror or error})") from error
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole lines; one that a killed run left half-written is passed over."""
+        """All whole lines; one that a killed run left half-written, or that is damaged, is passed over.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
         if not self.path.exists():
             return []
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from error
         found = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
+        for line in lines:
+            with contextlib.suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
-        return found
+        return [row for row in found if isinstance(row, dict)]
 
     def rewind(self, model: str, epoch: int) -> None:
         """Forgets what came after `epoch` of `model`: a resumed run writes it again."""
-        self.write([row for row in self.rows() if row["model"] != model or row["epoch"] <= epoch])
+        self.write([row for row in self.rows() if row.get("model") != model or row.get("epoch", epoch) <= epoch])
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replaces all lines, atomically."""

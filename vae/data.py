@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
+from runtime import limits
 from runtime.errors import UserError
 from runtime.tfds import prepared_builder, reading
 
@@ -112,7 +113,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             header = _read_at_most(file, 4 + 4 * ndim)
             dimensions = tuple(int(n) for n in np.frombuffer(header[4 : len(header) // 4 * 4], dtype=">u4"))
             expected = math.prod(dimensions)
-            content = _read_at_most(file, expected + 1) if len(header) == 4 + 4 * ndim else b""
+            content = _read_at_most(file, min(expected, limits.MOST_BYTES) + 1) if len(header) == 4 + 4 * ndim else b""
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: corrupt gzip file ({error}); expected one that passes `gzip -t`") from error
     except OSError as error:
@@ -124,6 +125,8 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         raise UserError(f"{path}: truncated, {len(header)} bytes, expected a header of {4 + 4 * ndim}")
     if 0 in dimensions:
         raise UserError(f"{path}: is empty, dimensions {dimensions}, expected none to be 0")
+    if len(content) > limits.MOST_BYTES:
+        raise UserError(f"{path}: announces {dimensions}, {expected:,} bytes, expected at most {limits.MOST_BYTES:,}")
     if len(content) < expected:
         raise UserError(f"{path}: truncated, {len(content)} bytes after the header, expected {expected} {dimensions}")
     if len(content) > expected:
@@ -151,7 +154,8 @@ def read_tfds(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
         with reading(builder, split):
             examples = builder.as_data_source(split=split, decoders={"image": decode.SkipDecoding()})
             records = examples.__getitems__(list(range(len(examples))))
-            images = np.array([np.asarray(Image.open(io.BytesIO(record["image"]))) for record in records])
+            opened = (Image.open(io.BytesIO(record["image"]), formats=["PNG"]) for record in records)
+            images = np.array([np.asarray(image) for image in opened])
         labels = np.array([record["label"] for record in records])
         parts.append(checked(images[..., None], labels, f"tfds: {builder.data_path} split {split!r}"))
     return parts[0], parts[1]

@@ -191,7 +191,14 @@ def _evaluate(
     run_dir: Path,
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     rows = Metrics(run_dir / "metrics.jsonl").rows()
-    last = {(row["model"], row["seed"]): row for row in rows if row["epoch"] == config.epochs and "loss" in row}
+    last = {
+        (row.get("model"), row.get("seed")): row for row in rows if row.get("epoch") == config.epochs and "loss" in row
+    }
+    missing = [name for name in compared for seed in range(config.seeds) if (name, seed) not in last]
+    if missing:
+        raise UserError(
+            f"{run_dir / 'metrics.jsonl'}: lacks the last epoch of {missing[0]}; start again with --overwrite"
+        )
     train_images, test_images = (
         mesh.everywhere(dataset.train.images[: config.train_images]),
         mesh.everywhere(dataset.test.images),

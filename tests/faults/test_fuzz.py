@@ -1,0 +1,12 @@
+"""Every reader of files, given a few hundred damaged ones; `python -m tests.faults.fuzz` gives them more."""
+
+import pytest
+
+from tests.faults import fuzz
+
+
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_only_user_errors_come_out(name: str) -> None:
+    refused = fuzz.fuzz(name, inputs=200, seed=1)
+    never = name in ("metrics.jsonl", "JPEG of CelebA")  # what they cannot read they pass over, or tell otherwise
+    assert refused == 0 if never else 0 < refused <= 200

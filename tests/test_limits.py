@@ -1,0 +1,107 @@
+"""Files that unpack to more than anybody wants: refused by what they announce, before memory is taken."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from adversarial import photos
+from latent_arith import celeba
+from runtime import keras_weights, limits, run_directory
+from runtime.errors import UserError
+from vae.data import read_idx
+
+ZEROS = bytes(10**6)
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_BYTES", 10**5)
+    monkeypatch.setattr(limits, "MOST_PIXELS", 10**4)
+
+
+def npz(path: Path) -> None:
+    np.savez_compressed(path, zeros=np.frombuffer(ZEROS, np.uint8))
+
+
+def keras(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", "{}")
+        archive.writestr("model.weights.h5", ZEROS)
+
+
+def keras_configuration(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", ZEROS)
+
+
+def tar(path: Path) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("model.index")
+        member.size = len(ZEROS)
+        archive.addfile(member, io.BytesIO(ZEROS))
+
+
+def hdf5(path: Path) -> None:
+    with h5py.File(path, "w") as root:
+        root.create_dataset("layers/dense/vars/0", data=np.zeros((500, 500), np.float32), compression="gzip")
+
+
+def many_small(path: Path) -> None:
+    with h5py.File(path, "w") as root:
+        for number in range(20):
+            root.create_dataset(f"layers/dense/vars/{number}", data=np.zeros((50, 50), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "read"),
+    [
+        (npz, run_directory.read_npz),
+        (keras, keras_weights.read),
+        (tar, keras_weights.read),
+        (hdf5, keras_weights.read),
+        (many_small, keras_weights.read),
+    ],
+)
+def test_what_unpacks_to_too_much_is_refused(
+    make: Callable[[Path], None], read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / "bomb.npz"
+    make(path)
+    with pytest.raises(UserError, match=r"unpacks to [\d,]+ bytes, expected at most 100,000"):
+        read(path)
+
+
+def test_a_configuration_that_is_too_large_is_none(tmp_path: Path) -> None:
+    keras_configuration(tmp_path / "bomb.keras")
+    assert keras_weights.configuration(tmp_path / "bomb.keras") is None
+
+
+def test_an_idx_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(b"\x00\x00\x08\x01" + (10**6).to_bytes(4, "big") + ZEROS))
+    with pytest.raises(UserError, match=r"announces \(1000000,\), 1,000,000 bytes, expected at most 100,000"):
+        read_idx(path, 1)
+
+
+def test_images_of_too_many_pixels_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("RGB", (101, 100)).save(path)
+    with pytest.raises(UserError, match=r"101×100 pixels, expected at most"):
+        photos.read(path, 32)
+    assert "101×100 pixels" in str(celeba._decode(path))
+
+
+def test_nesting_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 10**5)
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        run_directory.read_json(path)
+    assert run_directory.Metrics(path).rows() == []
