@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from runtime.errors import UserError, first_line
 HEARTBEAT_SECONDS = 20
 """So long after a process has died without a word, at most, all others end."""
 START_SECONDS = 120
+GRACE_SECONDS = 2
+"""So long the first process outlives its failure, for JAX aborts the others when the service that it runs is gone."""
 CHECKPOINTS = "checkpoints"
 
 _LOST = re.compile(r"gloo|nccl|coordination|barrier|heartbeat|another task|distributed service|DEADLINE_EXCEEDED", re.I)
@@ -140,6 +143,8 @@ def ending() -> Iterator[None]:
                 traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()
+            if is_first():
+                time.sleep(GRACE_SECONDS)
             os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         raise
 

@@ -231,16 +231,19 @@ def test_a_signal_to_one_process_stops_all_at_one_checkpoint(
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_dies_takes_the_run_down(long_run: tuple[Path, list[subprocess.Popen]], killed: int) -> None:
-    """In seconds where its connections break, as they do here; after `HEARTBEAT_SECONDS` where they do not."""
+    """Its connections break, as mostly here, or JAX notices first that it is gone and aborts, in its own words."""
     run, started = long_run
     os.kill(started[killed].pid, signal.SIGKILL)
     code, _, said = ended(started, 60)[1 - killed]
+    assert not (run / "results.json").exists()
+    assert any(path.name.isdecimal() for path in (run / "checkpoints" / "autoencoder").iterdir())
+    if code == -signal.SIGABRT:
+        assert "JAX distributed service" in said
+        return
     assert code == 2, said
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert "another process of this run is gone" in line
     assert line.endswith(f"to go on: python run.py vae --resume {run}")
-    assert not (run / "results.json").exists()
-    assert any(path.name.isdecimal() for path in (run / "checkpoints" / "autoencoder").iterdir())
 
 
 def test_a_mistake_is_told_by_all_processes_and_leaves_what_was_there(digits: Path, tmp_path: Path) -> None:
