@@ -46,8 +46,10 @@ def test_many_devices_compute_what_one_does(computed: Arrays, what: str, name: s
 
 
 def test_three_training_steps_move_the_weights_by_much_more_than_that(computed: Arrays) -> None:
-    losses = computed["digits: losses/8"]
-    assert abs(losses[0, 0] - losses[0, -1]) > 0.1
+    (name,) = (
+        key for key in computed if key.startswith("digits: ") and "'dense'" in key and key.endswith("['bias']/8")
+    )
+    assert np.abs(computed[name]).max() > 1e-3  # it began as zeros
 
 
 def test_moments_are_whole_on_every_device_or_divided(computed: Arrays) -> None:
