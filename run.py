@@ -14,7 +14,6 @@ import dataclasses
 import errno
 import io
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -389,8 +388,6 @@ COMMANDS = {"bench": _bench, "check": _check, "figures": _figures, "redraw": _re
 
 if __name__ == "__main__":
     huge_pages.ask()
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        # Programs in flight side by side starve XLA's simulated devices, which wait for one another, of threads.
-        os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+    processes.let_simulated_devices_take_turns()
     with processes.ending():
         sys.exit(main(sys.argv[1:]))

@@ -32,6 +32,16 @@ CHECKPOINTS = "checkpoints"
 _LOST = re.compile(r"gloo|nccl|coordination|barrier|heartbeat|another task|distributed service|DEADLINE_EXCEEDED", re.I)
 
 
+def let_simulated_devices_take_turns() -> None:
+    """One program at a time where XLA_FLAGS ask for simulated devices; to be called before JAX is imported.
+
+    Devices of a program wait for one another, and several programs in flight starve them of threads, whereupon XLA
+    ends the process after 40 seconds. `JAX_CPU_ENABLE_ASYNC_DISPATCH` is left as it is where it is set.
+    """
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+
+
 def start(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Makes this process one of several; what is None is told by SLURM, GKE, Open MPI or a TPU, as JAX finds them.
 

@@ -26,7 +26,7 @@ from runtime import limits
 from runtime.errors import UserError
 
 LOCK = ".lock"
-_UNFINISHED = re.compile(r"\..+\.\w{8}")  # what `atomic` calls a file until it is whole
+_UNFINISHED = re.compile(r"\..+\.(jsonl?|npz|png)\.\w{8}")  # what `atomic` calls a file until it is whole
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "matplotlib")
 
 
@@ -105,8 +105,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether there is nothing but what a process that was killed may leave, whose names begin with a dot."""
-    return all(entry.name.startswith(".") for entry in path.iterdir())
+    """Whether there is nothing but what a process of ours that was killed may leave."""
+    return all(entry.name == LOCK or _UNFINISHED.fullmatch(entry.name) for entry in path.iterdir())
 
 
 def _next_number(root: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_ENABLE_X64"] = "1"
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"  # as `processes.let_simulated_devices_take_turns` does
 
 import jax
 import jax.numpy as jnp

@@ -153,6 +153,14 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
         pass
 
 
+def test_hidden_files_of_others_are_not_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".settings.abcdefgh").write_text("years of work")
+    with pytest.raises(UserError, match="exists; choose another --out"), run_directory.create(tmp_path, False):
+        pytest.fail("it is made")
+    with run_directory.locked(tmp_path):
+        assert (tmp_path / ".settings.abcdefgh").read_text() == "years of work"
+
+
 def test_what_a_killed_process_left_half_written_is_no_run_and_goes(tmp_path: Path) -> None:
     for name in (".config.json.ab12_x9z", ".results.json.ab12_x9z", run_directory.LOCK):
         (tmp_path / name).write_text("{")

@@ -232,7 +232,7 @@ READERS = {
 
 
 def main() -> None:
-    """Tries every reader and prints the table of `docs/faults.md`."""
+    """Tries every reader and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=0)

@@ -261,7 +261,7 @@ def _moment(directory: Path, last: str) -> str:
 
 
 def main() -> None:
-    """Tries every kind and prints the table of `docs/faults.md`."""
+    """Tries every kind and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)

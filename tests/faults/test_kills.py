@@ -1,6 +1,6 @@
 """SIGKILL at random moments: nothing that was saved is lost, and what comes of it is the same to the bit.
 
-`docs/faults.md` has the table of more of them: `python -m tests.faults.kills`.
+`python -m tests.faults.kills` tries more of them and prints a table.
 """
 
 import random
