@@ -28,18 +28,24 @@ START_SECONDS = 120
 GRACE_SECONDS = 2
 """So long the first process outlives its failure, for JAX aborts the others when the service that it runs is gone."""
 CHECKPOINTS = "checkpoints"
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 
 _LOST = re.compile(r"gloo|nccl|coordination|barrier|heartbeat|another task|distributed service|DEADLINE_EXCEEDED", re.I)
 
 
 def let_simulated_devices_take_turns() -> None:
-    """One program at a time where XLA_FLAGS ask for simulated devices; to be called before JAX is imported.
+    """Room for simulated devices, where XLA_FLAGS ask for them, to wait for one another; before JAX is imported.
 
-    Devices of a program wait for one another, and several programs in flight starve them of threads, whereupon XLA
-    ends the process after 40 seconds. `JAX_CPU_ENABLE_ASYNC_DISPATCH` is left as it is where it is set.
+    All devices share one pool of threads, as large as their number, and each that waits in a collective operation holds
+    a thread. If the pool runs dry, none gets on, and XLA ends the process after 40 seconds. So there is one program at
+    a time, more threads, and more patience for busy machines. What the environment sets already stays.
     """
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if devices := re.search(r"host_platform_device_count=(\d+)", flags):
         os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+        os.environ.setdefault("PJRT_NPROC", str(4 * int(devices[1])))
+        if PATIENCE not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=600"
 
 
 def start(coordinator: str | None, count: int | None, index: int | None) -> None:

@@ -9,9 +9,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Room for them to wait for one another, as `processes.let_simulated_devices_take_turns` makes it
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+os.environ["PJRT_NPROC"] = "32"
 os.environ["JAX_ENABLE_X64"] = "1"
-os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"  # as `processes.let_simulated_devices_take_turns` does
 
 import jax
 import jax.numpy as jnp
