@@ -57,10 +57,17 @@ class Tally:
         return f"| {name} | {self.tried} | {self.lost} | {self.wrong} | {moments} |"
 
 
+def command(arguments: list[str], directory: Path) -> list[str]:
+    """The command that begins a run in a directory or, where one has begun, resumes it."""
+    begun = (directory / "config.json").exists()
+    where = ["--resume", str(directory)] if begun else ["--out", str(directory)]
+    return [sys.executable, str(ROOT / "run.py"), *(arguments[:1] if begun else arguments), *where]
+
+
 def whole_run(arguments: list[str], directory: Path) -> float:
     """A run that nobody disturbs, and the seconds it takes."""
     since = time.monotonic()
-    subprocess.run(_command(arguments, directory), check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(command(arguments, directory), check=True, cwd=ROOT, capture_output=True)
     return time.monotonic() - since
 
 
@@ -81,7 +88,7 @@ def killed_runs(
         ended, of_this_run = False, 0
         while not ended and of_this_run < 6 and tally.tried < kills:
             with (place / "said").open("w+") as said:
-                process = subprocess.Popen(_command(arguments, directory), stdout=said, stderr=said, cwd=ROOT)
+                process = subprocess.Popen(command(arguments, directory), stdout=said, stderr=said, cwd=ROOT)
                 try:
                     code = process.wait(chance.uniform(0.2, 1.05 * seconds))
                 except subprocess.TimeoutExpired:
@@ -98,7 +105,7 @@ def killed_runs(
                 ended = True
                 tally.lost += code != 0
         if not ended:
-            done = subprocess.run(_command(arguments, directory), cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run(command(arguments, directory), cwd=ROOT, capture_output=True, text=True)
             if done.returncode:
                 print(done.stdout[-500:], done.stderr[-2000:])
                 tally.lost += 1
@@ -236,12 +243,6 @@ def _killed_writing(program: str, kills: int, place: Path, chance: random.Random
         step = max(found, told) + 1
     tally.moments["while writing"] = kills
     return tally
-
-
-def _command(arguments: list[str], directory: Path) -> list[str]:
-    begun = (directory / "config.json").exists()
-    where = ["--resume", str(directory)] if begun else ["--out", str(directory)]
-    return [sys.executable, str(ROOT / "run.py"), *(arguments[:1] if begun else arguments), *where]
 
 
 def _moment(directory: Path, last: str) -> str:
