@@ -8,8 +8,11 @@ import contextlib
 import gc
 import hashlib
 import json
+import logging
+import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -69,13 +72,20 @@ class Checkpoints:
         stands = position and position.get_state()
         record = {"sha256": _seal(state, stands, kept), "position": stands, "kept": kept}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), digest=ocp.args.JsonSave(record))
-        try:
-            self._manager.save(step, args=arguments, force=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        failure = None
+        with _abandoned_forgotten():
+            try:
+                self._manager.save(step, args=arguments, force=True)
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = re.search(r": ([^:]+) \[os_error_code", str(error))  # tensorstore tells it last
+                failure = reason[1] if reason else first_line(error)
+            if failure is not None:
+                gc.collect()
+        if failure is not None:
             raise UserError(
-                f"{self.directory}: the checkpoint of step {step} could not be written ({first_line(error)}); "
+                f"{self.directory}: the checkpoint of step {step} could not be written ({failure}); "
                 f"earlier ones are untouched, so make room and resume"
-            ) from error
+            )
 
     def restore(
         self,
@@ -99,7 +109,7 @@ class Checkpoints:
         """
         damaged: list[int] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            with _abandoned_reads_forgotten():
+            with _abandoned_forgotten():
                 try:
                     state, stands, kept = self._read(step, like)
                     if position:
@@ -107,6 +117,8 @@ class Checkpoints:
                 except Exception as error:  # orbax and tensorstore raise many types for damaged files
                     damaged.append(step)
                     warn(f"checkpoint of step {step} in {self.directory} is damaged ({first_line(error)})")
+                if step in damaged:
+                    gc.collect()
                     continue
             for bad in damaged if discard_damaged and processes.is_first() else ():
                 shutil.rmtree(self.directory / str(bad))
@@ -145,14 +157,27 @@ def _seal(state: object, *others: object) -> str:
 
 
 @contextlib.contextmanager
-def _abandoned_reads_forgotten() -> Iterator[None]:
-    """Where one array cannot be read, orbax abandons the reads of others, of which Python would print tracebacks."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+def _abandoned_forgotten() -> Iterator[None]:
+    """Where one array cannot be read or written, orbax abandons the others, which Python would print tracebacks of.
+
+    It does so when they are collected, so a block that caught an error has to see to that.
+    """
+
+    def silent(told: Any) -> None:
+        pass
+
+    hooks = sys.unraisablehook, threading.excepthook
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    disabled = [logger.disabled for logger in loggers]
+    sys.unraisablehook = threading.excepthook = silent
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
-        gc.collect()
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, threading.excepthook = hooks
+        for logger, before in zip(loggers, disabled, strict=True):
+            logger.disabled = before
 
 
 def digest(tree: object) -> str:

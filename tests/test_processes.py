@@ -16,9 +16,8 @@ import pytest
 from runtime import processes
 from runtime.errors import UserError
 from runtime.run_directory import Metrics, read_json, read_npz
-from tests.test_run import IDX_FILES, ROOT, split_of
-from tests.test_vae_data import idx_bytes
-from vae.data import open_dataset
+from tests.test_run import ROOT
+from tests.test_vae_data import write_packaged
 
 EPOCHS, STEPS = 2, 3
 DIGITS = (
@@ -82,10 +81,8 @@ def of_all(digits: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of idx files with 90 training and 21 held-out digits."""
-    directory, packaged = tmp_path_factory.mktemp("digits"), open_dataset("packaged")
-    parts = [part for split, count in ((packaged.train, 90), (packaged.test, 21)) for part in split_of(split, count)]
-    for name, array in zip(IDX_FILES, parts, strict=True):
-        (directory / name).write_bytes(idx_bytes(array))
+    directory = tmp_path_factory.mktemp("digits")
+    write_packaged(directory, 90, 21)
     return directory
 
 

@@ -18,7 +18,7 @@ import pytest
 import run
 from runtime.checkpoints import Checkpoints, digest
 from runtime.run_directory import Metrics, read_json, read_npz
-from tests.test_vae_data import IDX_FILES, idx_bytes
+from tests.test_vae_data import write_packaged
 from vae import experiment, models
 from vae.config import PRESETS, VaeConfig
 from vae.data import open_dataset
@@ -31,15 +31,8 @@ ROOT = Path(__file__).parents[1]
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of idx files with 500 training and 40 held-out digits."""
     directory = tmp_path_factory.mktemp("digits")
-    packaged = open_dataset("packaged")
-    parts = [part for split, count in ((packaged.train, 500), (packaged.test, 40)) for part in split_of(split, count)]
-    for name, array in zip(IDX_FILES, parts, strict=True):
-        (directory / name).write_bytes(idx_bytes(array))
+    write_packaged(directory, 500, 40)
     return directory
-
-
-def split_of(split: tuple[np.ndarray, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
-    return split[0][:count, ..., 0], split[1][:count]
 
 
 @pytest.fixture(scope="session")

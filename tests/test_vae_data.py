@@ -47,6 +47,21 @@ def write_idx(directory: Path, compress: bool = False, mark: str = "-") -> dict[
     return arrays
 
 
+def write_packaged(directory: Path, train: int, test: int) -> None:
+    """Writes the first packaged digits as the four files: so many to train on, and so many held out."""
+    packaged = open_dataset("packaged")
+    parts = [
+        array for split, count in ((packaged.train, train), (packaged.test, test)) for array in split_of(split, count)
+    ]
+    for name, array in zip(IDX_FILES, parts, strict=True):
+        (directory / name).write_bytes(idx_bytes(array))
+
+
+def split_of(split: tuple[np.ndarray, np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images, as the files hold them, and their labels."""
+    return split[0][:count, ..., 0], split[1][:count]
+
+
 def message_of(source: str) -> str:
     """Returns the one line that opening the source says."""
     with pytest.raises(UserError) as caught:

@@ -26,11 +26,10 @@ from PIL import Image
 
 from latent_arith import celeba, weights
 from latent_arith.models import FaceVae
-from runtime import keras_weights
 from runtime.checkpoints import Checkpoints, digest
 from runtime.errors import UserError
-from runtime.run_directory import Metrics, write_npz
-from tests.faults.kills import DIGITS, ROOT, Tally, command, differences, state, whole_run
+from runtime.run_directory import Metrics
+from tests.faults.kills import ROOT, Tally, command, differences, digits, state, whole_run
 
 ZEROS = 512
 COMPILING = """
@@ -90,7 +89,7 @@ def checkpoint(tries: int, place: Path, chance: random.Random) -> Tally:
 
 def training(tries: int, place: Path, chance: random.Random) -> Tally:
     """The newest checkpoint of a stopped training of digits: the resumed run ends bit-equal to one never disturbed."""
-    tally, arguments = Tally(), DIGITS.split()
+    tally, arguments = Tally(), digits(place)
     whole_run(arguments, place / "whole")
     stopped = place / "stopped"
     process = subprocess.Popen(command(arguments, stopped), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -115,9 +114,7 @@ def training(tries: int, place: Path, chance: random.Random) -> Tally:
 
 def file_of_weights(tries: int, place: Path, chance: random.Random) -> Tally:
     """`weights.npz` of a face VAE: the arrays that were written, or one line."""
-    parameters = jax.jit(FaceVae().init)(jax.random.key(0))
-    leaves = zip(keras_weights.paths(parameters), jax.tree.leaves(parameters), strict=True)
-    write_npz(place / "whole" / "weights.npz", {path: np.asarray(leaf) for path, leaf in leaves})
+    weights.save(place / "whole" / "weights.npz", jax.jit(FaceVae().init)(jax.random.key(0)))
     written = digest(weights.load(place / "whole" / "weights.npz"))
 
     def read(copy: Path) -> bool:

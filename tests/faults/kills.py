@@ -26,11 +26,9 @@ from PIL import Image
 from latent_arith import celeba
 from runtime.checkpoints import Checkpoints, digest
 from runtime.run_directory import Metrics, read_json, read_npz
+from tests.test_vae_data import write_packaged
 
 ROOT = Path(__file__).parents[2]
-DIGITS = (
-    "vae --train-images 300 --epochs 6 --epochs-per-checkpoint 2 --iwae-samples 2 --prior-samples 30 --latent-points 50"
-)
 FACES = (
     "latent-arith --synthetic-images 400 --held-out-images 12 --epochs 8 --steps-per-epoch 10 --batch-size 4 "
     "--epochs-per-checkpoint 2 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --label Smiling"
@@ -39,6 +37,16 @@ SWEEP = (
     "adversarial --images packaged --report robust-accuracy --labels predictions --epsilons 0 0.001 0.002 "
     "--epsilon 0.004 --size 96 --batch-size 2 --attack pgd --steps 3 --restarts 2"
 )
+
+
+def digits(place: Path) -> list[str]:
+    """Arguments of a training of digits; those that it reads are written to a folder in `place`."""
+    folder = place / "digits"
+    if not folder.exists():
+        folder.mkdir()
+        write_packaged(folder, 300, 60)
+    options = "--train-images 300 --epochs 8 --epochs-per-checkpoint 2 --iwae-samples 2 --prior-samples 30"
+    return ["vae", "--data", f"idx:{folder}", *options.split(), "--latent-points", "50"]
 
 
 @dataclass
@@ -270,13 +278,13 @@ def main() -> None:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as root:
         kinds: dict[str, Callable[[Path], Tally]] = {}
-        for name, text in {
-            "digits, whole runs": DIGITS,
-            "faces, whole runs": FACES,
-            "sweep over photos": SWEEP,
+        for name, arguments in {
+            "digits, whole runs": digits(Path(root)),
+            "faces, whole runs": FACES.split(),
+            "sweep over photos": SWEEP.split(),
         }.items():
             for kind in (signal.SIGKILL, signal.SIGTERM):
-                kinds[f"{name}, {kind.name}"] = partial(_of_command, text.split(), options.kills, chance, kind)
+                kinds[f"{name}, {kind.name}"] = partial(_of_command, arguments, options.kills, chance, kind)
         kinds |= {
             "preparation of CelebA": lambda place: killed_decoding(options.kills, place, chance),
             "writing of checkpoints": lambda place: killed_saving(options.kills, place, chance),
