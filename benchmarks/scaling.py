@@ -16,19 +16,19 @@ devices attack it, so
     seconds(n) = ⌈photos / (n · batch)⌉ · batch · (attack + devices of a process · reading)
 """
 
+import json
 import math
 import os
 import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-# Eight simulated devices, whose programs are compiled and read; only those for one of them run.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,8 @@ class Options:
     """Milliseconds in which an accelerator attacks a photo with ten steps of PGD. Assumed, not measured."""
     repeats: int = 20
     """How often each thing is measured here."""
+    count: bool = False
+    """Print the bytes of every collective operation of a step on all devices instead, as JSON."""
 
 
 def collectives(text: str) -> list[int]:
@@ -98,18 +100,29 @@ def portions(photos_in_all: int, devices: int) -> int:
     return -(-photos_in_all // (devices * PHOTOS_AT_ONCE))
 
 
-def step_program(devices: int) -> tuple[Any, tuple[Any, ...]]:
-    """A training step of 32 faces for each of so many devices, compiled, and its arguments."""
-    with jax.set_mesh(jax.make_mesh((1, devices), (mesh.SEED, mesh.DATA), devices=jax.devices()[:devices])):
+def step_program() -> tuple[Any, tuple[Any, ...]]:
+    """A training step of 32 faces for every device, compiled, and its arguments."""
+    with jax.set_mesh(mesh.over_all_devices()):
         model, optimizer = FaceVae(SEED.dropout, SEED.reconstruction_weight), experiment.optimizer(SEED)
         state = jax.tree.map(lambda leaf: leaf[0], experiment.initial_state(SEED))
-        images = np.zeros((devices * SEED.batch_size, 128, 128, 3), np.uint8)
-        arguments = (state, mesh.put(images) if devices > 1 else jnp.asarray(images), jnp.ones(len(images)))
+        images = np.zeros((mesh.devices() * SEED.batch_size, 128, 128, 3), np.uint8)
+        arguments = (state, mesh.put(images), jnp.ones(len(images)))
 
         def step(*arguments: Any) -> Any:
             return train.train_step(*arguments, loss=model.loss, optimizer=optimizer)
 
         return jax.jit(step).lower(*arguments).compile(), arguments
+
+
+def counted(devices: int) -> list[int]:
+    """`collectives` of a step on simulated devices, in a process of their own."""
+    command = [sys.executable, "-m", "benchmarks.scaling", "--count"]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        command, env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, check=True
+    )
+    found: list[int] = json.loads(done.stdout)
+    return found
 
 
 def median(work: Callable[[], Any], repeats: int) -> float:
@@ -145,9 +158,12 @@ def photo_reading(repeats: int) -> float:
 
 def main(options: Options) -> None:
     """Measures, counts, calculates and prints."""
-    compiled, arguments = step_program(1)
+    if options.count:
+        print(json.dumps(collectives(step_program()[0].as_text())))
+        return
+    moved = counted(8)
+    compiled, arguments = step_program()
     alone = median(lambda: jax.block_until_ready(compiled(*arguments)), options.repeats)
-    moved = collectives(step_program(8)[0].as_text())
     read, read_photo = reading(options.repeats), photo_reading(options.repeats)
     print(f"measured: a step of {SEED.batch_size} faces on this machine {1e3 * alone:.0f} ms")
     print(f"measured: {1 / read:,.0f} faces a second read from a memory map, {1 / read_photo:,.0f} photos from JPEGs")

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
-from benchmarks import peers, side_by_side
+from benchmarks import peers, scaling, side_by_side
 from benchmarks.side_by_side import Contestant
+from latent_arith.models import FaceVae
 from runtime.errors import UserError
 
 OURS, OTHER = Contestant("ours", "m", "f", ("json",)), Contestant("other", "m", "f", ("json",))
@@ -112,3 +114,30 @@ def test_the_figure_shows_measured_parts_and_no_quick_ones(tmp_path: Path, capsy
     side_by_side.merge(results, {"mnist_epoch": part | {"quick": False}})
     assert peers.main(arguments) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_collectives_are_read_from_a_program_and_timed_by_hand() -> None:
+    program = """
+      %all-reduce.1 = f32[64]{0} all-reduce(%x), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+      %all-reduce.2 = (f32[3,2]{1,0}, bf16[10]{0}) all-reduce(%y, %z), channel_id=2, to_apply=%add
+      %gather = u8[8,4]{1,0} all-gather(%w), channel_id=3, dimensions={0}
+      %sum = f32[64]{0} add(%all-reduce.1, %all-reduce.1)
+    """
+    moved = scaling.collectives(program)
+    assert moved == [256, 44, 32]
+    link = scaling.Link("", bandwidth=1000.0, latency=0.01)
+    assert scaling.seconds(0.5, moved, 1, link) == 0.5
+    assert scaling.seconds(0.5, moved, 8, link) == pytest.approx(0.5 + 2 * 7 / 8 * 332 / 1000 + 3 * 2 * 3 * 0.01)
+
+
+def test_portions_of_photos_are_filled_up() -> None:
+    """512 devices of 16 photos take 8,192 at once, so 50,000 take seven turns, of which the last is a tenth full."""
+    assert scaling.portions(50_000, 1) == 3125
+    assert scaling.portions(50_000, 512) == 7
+
+
+def test_a_step_on_eight_devices_moves_every_gradient_once() -> None:
+    """And little else: losses, and the sums of the normalisations, of 16 to 64 channels."""
+    parameters = jax.eval_shape(FaceVae().init, jax.random.key(0))
+    gradients = sum(4 * leaf.size for network in parameters.values() for leaf in jax.tree.leaves(network["params"]))
+    assert gradients < sum(scaling.counted(8)) < 1.001 * gradients
