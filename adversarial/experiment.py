@@ -74,7 +74,7 @@ def expected(config: AdversarialConfig) -> Expected:
         deliverables={"ans14": index, "ans15": index, **aimed},
         arrays={
             "sweep.npz": {"probabilities": probabilities, "after_png": probabilities},
-            "figures.npz": {"original": picture},
+            "figures.npz": {"original": picture, "adversarial": ArrayForm((None, None, None, None, 3), "uint8")},
         },
         results=("true_class.index", "true_class.probability"),
         figures=tuple(f"{name}.png" for name in figures.OF_A_PHOTO),
@@ -219,12 +219,11 @@ def _photo(
     for rank, row in zip(config.targets, rows[1:], strict=False):
         if rank in DELIVERED:
             answers[DELIVERED[rank]] = np.asarray(row[shown]["confidence"])
-    shown_pictures = found.pictures[:, shown]
+    shown_pictures = found.pictures[:, shown]  # the files; figures.npz has those of every radius
     for name, picture in zip(["original", *(aim.name for aim in aims)], [photo.pixels, *shown_pictures], strict=True):
         with atomic(run_dir / "pictures" / file_name(name.replace(" ", "_"))) as file:
             file.write(through_png(picture)[0])
-    pictures = {"original": photo.pixels, "adversarial": shown_pictures, "untargeted": found.pictures[0]}
-    write_npz(run_dir / "figures.npz", pictures)
+    write_npz(run_dir / "figures.npz", {"original": photo.pixels, "adversarial": found.pictures})
     probable = {"before": before, "probabilities": found.probabilities, "after_png": found.after_png}
     write_npz(run_dir / "sweep.npz", {**probable, "classes": np.asarray([known.name for known in classes])})
     Metrics(run_dir / "metrics.jsonl").write(sweep)

@@ -40,7 +40,7 @@ def draw(run_dir: Path) -> list[Path]:
         shown = radii.index(results["attacks"][0]["epsilon"])
         figures["attacks"] = lambda: attacks(
             pictures["original"],
-            pictures["adversarial"],
+            pictures["adversarial"][:, shown],
             swept["before"],
             swept["after_png"][:, shown],
             swept["classes"].tolist(),
@@ -48,7 +48,7 @@ def draw(run_dir: Path) -> list[Path]:
         )
         figures["confidence"] = lambda: confidence(results["sweep"], results["attacks"], results["true_class"]["name"])
         figures["untargeted"] = lambda: untargeted(
-            pictures["untargeted"], [entry for entry in results["sweep"] if entry["objective"] == "untargeted"]
+            pictures["adversarial"][0], [entry for entry in results["sweep"] if entry["objective"] == "untargeted"]
         )
     return [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
 

@@ -40,6 +40,7 @@ from vae.train import Parameters, TrainState
 LABEL = "face_vae"
 FACTORS = np.arange(-4.0, 5.0, dtype=np.float32)
 RECONSTRUCTIONS, PRIOR_SAMPLES, SHOWN_FACES, INTERPOLATION_STEPS = 12, 40, 5, 9
+PAIR = ("Smiling", "Eyeglasses")  # faces are moved along both at once, where both directions are found
 PROBED = 2000  # training images of the linear probes
 CONTRASTS = ("raw", "balanced")
 SCORED = (*CONTRASTS, "orthogonal")
@@ -340,12 +341,25 @@ def _edits(
         "prior_samples": decode(np.asarray(prior)),
         "edit_originals": originals[:SHOWN_FACES],
         "edits": edits.decode_all(decode, np.stack(strips)),
+        **_pair_edits(decode, latents[:SHOWN_FACES], found.names, moves),
         "edit_strip": decode(edit.latents()),
         "interpolation_ends": originals[:2],
         "lerp": decode(edits.lerp(latents[0], latents[1], INTERPOLATION_STEPS)),
         "slerp": decode(edits.slerp(latents[0], latents[1], INTERPOLATION_STEPS)),
     }
     return pictures, edit
+
+
+def _pair_edits(
+    decode: models.Decode, latents: np.ndarray, names: Sequence[str], moves: directions.Vectors
+) -> dict[str, np.ndarray]:
+    """Faces moved along both of `PAIR` at once, (faces, factors, factors, 128, 128, 3), if there are both."""
+    if not set(PAIR) <= set(names):
+        return {}
+    factors = np.stack(np.meshgrid(FACTORS, FACTORS, indexing="ij"), axis=-1)
+    moved = edits.along(latents, moves[[names.index(name) for name in PAIR]], factors.reshape(-1, len(PAIR)))
+    pictures = edits.decode_all(decode, moved.reshape(len(latents), *factors.shape[:2], -1))
+    return {"pair": np.asarray(PAIR), "pair_edits": pictures}
 
 
 def _kept_edit(

@@ -7,6 +7,7 @@ samples from the prior are. The figures show both latent planes side by side, re
 the plane decoded, prior samples and the course of the losses.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from vae.train import TrainState
 RECONSTRUCTIONS = 12
 MANIFOLD_SIDE = 20
 SHOWN_SAMPLES = 100
+SHOWN_POINTS = 2000
+PLANE_SIDE = 40
 
 
 def run(config: VaeConfig, run_dir: Path, say: Callable[[str], None] = print) -> None:
@@ -82,7 +85,12 @@ def expected(config: VaeConfig) -> Expected:
                 "vae_z": points,
                 "labels": ArrayForm((config.latent_points,), "int32"),
             },
-            "figures.npz": {"vae_manifold": ArrayForm((MANIFOLD_SIDE, MANIFOLD_SIDE, 28, 28, 1), "uint8")},
+            "figures.npz": {
+                "vae_manifold": ArrayForm((MANIFOLD_SIDE, MANIFOLD_SIDE, 28, 28, 1), "uint8"),
+                "autoencoder_plane": ArrayForm((PLANE_SIDE, PLANE_SIDE, 28, 28, 1), "uint8"),
+                "vae_plane": ArrayForm((PLANE_SIDE, PLANE_SIDE, 28, 28, 1), "uint8"),
+                "point_originals": ArrayForm((None, 28, 28, 1), "uint8"),
+            },
         },
         results=(
             "autoencoder.train_mse",
@@ -211,22 +219,31 @@ def _evaluate(
     }
     chosen = _draw_with_replacement(len(test_images), config)
     latents: dict[str, np.ndarray] = {"labels": dataset.test.labels[chosen].astype(np.int32)}
-    pictures: dict[str, np.ndarray] = {"originals": dataset.test.images[:RECONSTRUCTIONS]}
+    shown_points = chosen[:SHOWN_POINTS]
+    pictures: dict[str, np.ndarray] = {
+        "originals": dataset.test.images[:RECONSTRUCTIONS],
+        "point_originals": dataset.test.images[shown_points],
+    }
     for name, model in compared.items():
         params = states[name].params
         test = mesh.fetched(evaluate.held_out(model, params, test_images, _keys(config, "held out")))
         train_means = mesh.fetched(evaluate.encode(model, params, train_images))
         noise = jax.vmap(lambda key: jax.random.normal(key, (config.prior_samples, models.LATENT_DIM)))
-        shown = test["mean"][:, :RECONSTRUCTIONS]
-        plane = np.broadcast_to(_plane(), (config.seeds, MANIFOLD_SIDE**2, models.LATENT_DIM))
-        latents_to_decode = jnp.concatenate([noise(_keys(config, "prior samples")), shown, plane], axis=1)
-        decoded = mesh.fetched(evaluate.decode(model, params, latents_to_decode))
-        samples, reconstructions, manifold = np.split(
-            decoded, [config.prior_samples, config.prior_samples + RECONSTRUCTIONS], axis=1
-        )
+        prior = mesh.fetched(noise(_keys(config, "prior samples")))
+        extent = _extent(test["latent"][0][chosen])
+        wanted = {
+            "samples": prior,
+            "reconstructions": test["mean"][:, :RECONSTRUCTIONS],
+            "points": test["mean"][:, shown_points],
+            "manifold": _of_every_seed(config, _quantiles()),
+            "plane": _of_every_seed(config, _plane(extent)),
+        }
+        ends = np.cumsum([rows.shape[1] for rows in wanted.values()])[:-1]
+        everything = evaluate.decode(model, params, jnp.concatenate(list(wanted.values()), axis=1))
+        decoded = dict(zip(wanted, np.split(mesh.fetched(everything), ends, axis=1), strict=True))
         per_seed = []
         for seed in range(config.seeds):
-            quality = evaluate.sample_quality(samples[seed], dataset.test.images)
+            quality = evaluate.sample_quality(decoded["samples"][seed], dataset.test.images)
             measured = {
                 "test_mse": float(np.mean(test["squared_error"][seed], dtype=np.float64)),
                 "neighbour_accuracy": evaluate.neighbour_accuracy(
@@ -246,10 +263,15 @@ def _evaluate(
             )
             for measured, bound in zip(per_seed, mesh.fetched(bounds).astype(np.float64), strict=True):
                 measured["test_iwae"] = -float(bound.mean())
-            pictures["vae_manifold"] = manifold[0].reshape(MANIFOLD_SIDE, MANIFOLD_SIDE, *manifold.shape[2:])
+            pictures["vae_manifold"] = _square(decoded["manifold"][0])
         latents[f"{name}_z"] = test["latent"][0][chosen].astype(np.float32)
-        pictures[f"{name}_reconstructions"] = reconstructions[0]
-        pictures[f"{name}_samples"] = samples[0][:SHOWN_SAMPLES]
+        latents |= {f"{name}_extent": np.asarray(extent, np.float32), "samples_z": prior[0][:SHOWN_SAMPLES]}
+        pictures |= {
+            f"{name}_reconstructions": decoded["reconstructions"][0],
+            f"{name}_samples": decoded["samples"][0][:SHOWN_SAMPLES],
+            f"{name}_points": decoded["points"][0],
+            f"{name}_plane": _square(decoded["plane"][0]),
+        }
         results[name] = {key: _over_seeds([measured[key] for measured in per_seed]) for key in per_seed[0]}
     results["training_images_as_samples"] = evaluate.sample_quality(
         dataset.train.images[: config.prior_samples], dataset.test.images
@@ -286,11 +308,33 @@ def _draw_with_replacement(available: int, config: VaeConfig) -> np.ndarray:
     return generator.choice(available, config.latent_points, replace=available < config.latent_points)
 
 
-def _plane() -> np.ndarray:
+def _quantiles() -> np.ndarray:
     """Grid over the inverse normal CDF, (side², 2), from high to low z₂; cell centres, so no infinite ends."""
-    along = np.asarray(norm.ppf((jnp.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE))
+    return _grid(np.asarray(norm.ppf((jnp.arange(MANIFOLD_SIDE) + 0.5) / MANIFOLD_SIDE)))
+
+
+def _extent(latents: np.ndarray) -> float:
+    """Half the side of the square around 0 that holds all points but one in 500, rounded up."""
+    return float(max(1, np.ceil(np.quantile(np.abs(latents).max(axis=1), 0.998))))
+
+
+def _plane(extent: float) -> np.ndarray:
+    """Even grid of cell centres over ±extent, (side², 2), from high to low z₂."""
+    return _grid(((np.arange(PLANE_SIDE) + 0.5) / PLANE_SIDE * 2 - 1) * extent)
+
+
+def _grid(along: np.ndarray) -> np.ndarray:
     z1, z2 = np.meshgrid(along, along[::-1])
-    return np.stack([z1.ravel(), z2.ravel()], axis=1)
+    return np.stack([z1.ravel(), z2.ravel()], axis=1).astype(np.float32)
+
+
+def _of_every_seed(config: VaeConfig, latents: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(latents, (config.seeds, *latents.shape))
+
+
+def _square(rows: np.ndarray) -> np.ndarray:
+    side = math.isqrt(len(rows))
+    return rows.reshape(side, side, *rows.shape[1:])
 
 
 def _keys(config: VaeConfig, purpose: str) -> Key[Array, " seeds"]:
