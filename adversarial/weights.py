@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial.mobilenet_v2 import MobileNetV2, multiple_of_8
-from runtime import keras_weights
+from runtime import hdf5, keras_weights
 from runtime.errors import UserError
 
 Variables = dict[str, Any]
@@ -47,7 +47,7 @@ def input_size(path: Path) -> int | None:
         for part in inner:
             yield from shapes(part)
 
-    found = shapes(keras_weights.configuration(path))
+    found = shapes(hdf5.configuration(path))
     try:
         return next((s[1] for s in found if isinstance(s, list) and len(s) == 4 and isinstance(s[1], int)), None)
     except RecursionError:

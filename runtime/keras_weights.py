@@ -18,23 +18,19 @@ The kernel of a depthwise convolution is `depthwise_kernel` as Keras 2 saved it 
 """
 
 import hashlib
-import io
-import json
 import re
 import tarfile
 import tempfile
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from runtime import limits
+from runtime import hdf5, limits
 from runtime.errors import UserError, first_line
 
 Tree = TypeVar("Tree")
@@ -42,10 +38,7 @@ Named = Iterator[tuple[str, np.ndarray]]
 
 FLAX_TO_KERAS = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 """Variables of a BatchNorm."""
-BATCH_NORMALIZATION = ["gamma", "beta", "moving_mean", "moving_variance"]
-KERNEL_LAYER = re.compile(r"(dense|(depthwise_)?conv\dd(_transpose)?)(_\d+)?")
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-MOST_DEFLATED = 1032  # DEFLATE shrinks no further: an HDF5 data set that stores less was never written whole
 
 
 def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
@@ -57,7 +50,7 @@ def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
         path: A Keras file (`.weights.h5`, `.keras`, `.h5`), the `.tar.gz` of a TensorFlow object checkpoint, or such a
             checkpoint itself: its folder, or its prefix, which is the name of the `.index` file without `.index`.
         md5: The MD5 that the file must have, in hexadecimal. HDF5 has no checksum: without MD5 a damaged file may give
-            wrong numbers, and its library is known to hang on some (HDFGroup/hdf5#1707).
+            wrong numbers.
 
     Raises:
         UserError: The file is missing, damaged, of another kind or MD5, or needs TensorFlow to be read.
@@ -119,42 +112,6 @@ def paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
-def configuration(path: Path) -> Any:
-    """The configuration of the model in a `.h5` or `.keras` file, of which nothing is run; None where it has none."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                limits.check_archive(archive)
-                return json.loads(archive.read("config.json"))
-        with h5py.File(path, "r") as root:
-            return json.loads(root.attrs["model_config"])
-    except Exception:  # of many types, for files that are damaged or of another kind; `read` tells what is wrong
-        return None
-
-
-def read_hdf5(source: Path | IO[bytes], config: Mapping[str, Any] | None = None) -> Named:
-    """Yields the weights of the layouts that Keras has used in HDF5; `config` is that of a `.keras` file."""
-    with h5py.File(source, "r") as root:
-        if "model_weights" in root:
-            yield from _read_layer_groups(_open(root, "model_weights"))
-        elif _strings(root, "layer_names"):
-            yield from _read_layer_groups(root)
-        else:
-            yield from _read_object(root, "", (), config or {})
-
-
-def read_keras(path: Path) -> Named:
-    """Yields the weights of a `.keras` file: a zip of `config.json` and `model.weights.h5`."""
-    with zipfile.ZipFile(path) as archive:
-        limits.check_archive(archive)
-        for member in ("config.json", "model.weights.h5"):
-            if member not in archive.namelist():
-                raise ValueError(f"a zip without {member}, expected a .keras file with weights in HDF5")
-        config = json.loads(archive.read("config.json"))
-        weights = io.BytesIO(archive.read("model.weights.h5"))
-    yield from read_hdf5(weights, config)
-
-
 def read_tar(path: Path) -> Named:
     """Yields the weights of a packed checkpoint, unpacked aside."""
     with tempfile.TemporaryDirectory(prefix="latentlab-") as folder:
@@ -189,8 +146,8 @@ def read_checkpoint(path: Path) -> Named:
 
 
 READERS: dict[bytes, Callable[[Path], Named]] = {
-    b"\x89HDF\r\n\x1a\n": read_hdf5,
-    b"PK\x03\x04": read_keras,
+    b"\x89HDF\r\n\x1a\n": hdf5.read,
+    b"PK\x03\x04": hdf5.read,
     b"\x1f\x8b": read_tar,
 }
 
@@ -215,85 +172,6 @@ def _reader_of(path: Path, md5: str | None) -> Callable[[Path], Named]:
     raise UserError(
         f"{path}: begins with {start!r}, expected HDF5 (.weights.h5, .h5), .keras, .tar.gz or a checkpoint's prefix"
     )
-
-
-def _open(group: h5py.Group, path: str) -> Any:
-    """What a group has at a path; soft and external links are refused, since they may lead out of the file."""
-    for part in path.split("/"):
-        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise ValueError(f"{group.name} has no {part}, or only a link to it")
-        group = group[part]
-    return group
-
-
-def _array(dataset: h5py.Dataset) -> np.ndarray:
-    if dataset.external or dataset.is_virtual or dataset.nbytes > MOST_DEFLATED * dataset.id.get_storage_size():
-        raise ValueError(f"{dataset.name} does not hold the {dataset.nbytes} bytes that it announces")
-    limits.check_bytes(dataset.nbytes)
-    array = dataset[()]
-    return array.view(jnp.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
-
-
-def _strings(group: h5py.Group, name: str) -> list[str]:
-    """A list of strings from a group's attributes, which Keras splits into name0, name1, ... where it is long."""
-    split = sorted((key for key in group.attrs if re.fullmatch(rf"{name}\d+", key)), key=lambda key: (len(key), key))
-    values = [value for key in ([name] if name in group.attrs else split) for value in group.attrs[key]]
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
-
-
-def _read_layer_groups(group: h5py.Group) -> Named:
-    for layer in [*_strings(group, "layer_names"), *({"top_level_model_weights"} & group.keys())]:
-        weights = _open(group, layer)
-        for weight in _strings(weights, "weight_names"):
-            name = re.sub(r":\d+$", "", weight)
-            _, repeated, rest = f"/{name}".partition(f"/{layer}/")
-            yield f"{layer}/{rest if repeated else name}", _array(_open(weights, weight))
-
-
-def _read_object(group: h5py.Group, key: str, path: tuple[str, ...], config: Mapping[str, Any]) -> Named:
-    """Yields the variables of an object that Keras 3 saved as the group `key`, and those of all that it holds."""
-    if "vars" in group:
-        numbered = _open(group, "vars")
-        saved = sorted(numbered, key=lambda number: (len(number), number))
-        arrays = [_array(_open(numbered, number)) for number in saved]
-        names = _variable_names(key, [array.shape for array in arrays]) or saved
-        yield from zip(("/".join((*path, name)) for name in names), arrays, strict=True)
-    is_list = key == "layers" or ("vars" not in group and path)
-    configs = _configs_by_group(config)
-    for child_key in sorted(group.keys() - {"vars"} - ({"optimizer"} if not path else set())):
-        child = _open(group, child_key)
-        if child_key == "layers":
-            yield from _read_object(child, child_key, path, config)
-        elif isinstance(child, h5py.Group):
-            child_config = configs.get(child_key, {})
-            own_name = _open(child, "vars").attrs.get("name") if "vars" in child else None
-            own_name = own_name or child_config.get("config", {}).get("name")
-            yield from _read_object(child, child_key, (*path, (is_list and own_name) or child_key), child_config)
-
-
-def _configs_by_group(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Configurations of a model's layers by group, for Keras 3 calls a group by its layer's class and a count."""
-    counts: Counter[str] = Counter()
-    configs = {}
-    for layer in config.get("config", {}).get("layers", []):
-        kind = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", layer["class_name"].rpartition(">")[2])
-        kind = re.sub(r"([a-z])([A-Z])", r"\1_\2", kind).lower()
-        configs[f"{kind}_{counts[kind]}" if counts[kind] else kind] = layer
-        counts[kind] += 1
-    return configs
-
-
-def _variable_names(key: str, shapes: Sequence[tuple[int, ...]]) -> list[str] | None:
-    """Names of a layer's variables, where its group and their shapes leave no doubt.
-
-    Four vectors of one length are those of batch normalization. An array, and a vector as long as one of its last two
-    dimensions, are kernel and bias. An array alone is a kernel in the group of a dense or convolutional layer.
-    """
-    if len(shapes) == 4 and len(shapes[0]) == 1 and len(set(shapes)) == 1:
-        return BATCH_NORMALIZATION
-    if len(shapes) == 2 and len(shapes[0]) > 1 and len(shapes[1]) == 1 and shapes[1][0] in shapes[0][-2:]:
-        return ["kernel", "bias"]
-    return ["kernel"] if len(shapes) == 1 and len(shapes[0]) > 1 and KERNEL_LAYER.fullmatch(key) else None
 
 
 def _checkpoint_name(key: str, full_name: str) -> str:

@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import lzma
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from PIL import Image
 
 from adversarial import photos
 from latent_arith import celeba
-from runtime import keras_weights, limits, run_directory
+from runtime import hdf5, keras_weights, limits, run_directory
 from runtime.errors import UserError
 from vae.data import read_idx
 
@@ -49,7 +51,7 @@ def tar(path: Path) -> None:
         archive.addfile(member, io.BytesIO(ZEROS))
 
 
-def hdf5(path: Path) -> None:
+def one_large(path: Path) -> None:
     with h5py.File(path, "w") as root:
         root.create_dataset("layers/dense/vars/0", data=np.zeros((500, 500), np.float32), compression="gzip")
 
@@ -66,7 +68,7 @@ def many_small(path: Path) -> None:
         (npz, run_directory.read_npz),
         (keras, keras_weights.read),
         (tar, keras_weights.read),
-        (hdf5, keras_weights.read),
+        (one_large, keras_weights.read),
         (many_small, keras_weights.read),
     ],
 )
@@ -79,9 +81,32 @@ def test_what_unpacks_to_too_much_is_refused(
         read(path)
 
 
+def test_a_file_that_hdf5_hangs_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by fuzzing: two edits of a file of Keras's send the library's reader of attributes around in circles."""
+    path = tmp_path / "hangs.h5"
+    path.write_bytes(lzma.decompress((Path(__file__).parent / "data" / "hangs.h5.xz").read_bytes()))
+    monkeypatch.setattr(hdf5, "SECONDS", 5)
+    with pytest.raises(UserError, match=r"hangs.h5: .*HDF5's library is not done with it after 5 s, so it is damaged"):
+        keras_weights.read(path)
+
+
+def test_a_reader_that_crashes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too little memory for its libraries, say."""
+    keras(tmp_path / "model.keras")
+    monkeypatch.setattr(hdf5.sys, "executable", shutil.which("false"))
+    with pytest.raises(UserError, match="it cannot be read"):
+        keras_weights.read(tmp_path / "model.keras")
+    killing = tmp_path / "killing"
+    killing.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    killing.chmod(0o755)
+    monkeypatch.setattr(hdf5.sys, "executable", str(killing))
+    with pytest.raises(UserError, match="HDF5's library crashed on it, with signal 11"):
+        keras_weights.read(tmp_path / "model.keras")
+
+
 def test_a_configuration_that_is_too_large_is_none(tmp_path: Path) -> None:
     keras_configuration(tmp_path / "bomb.keras")
-    assert keras_weights.configuration(tmp_path / "bomb.keras") is None
+    assert hdf5.configuration(tmp_path / "bomb.keras") is None
 
 
 def test_an_idx_file_that_is_too_large_is_refused(tmp_path: Path) -> None:

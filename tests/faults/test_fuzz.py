@@ -1,4 +1,4 @@
-"""Every reader of files, given a few hundred damaged ones; `python -m tests.faults.fuzz` gives them more."""
+"""Every reader of files, given some damaged ones; `python -m tests.faults.fuzz` gives them more."""
 
 import pytest
 
@@ -7,6 +7,7 @@ from tests.faults import fuzz
 
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_only_user_errors_come_out(name: str) -> None:
-    refused = fuzz.fuzz(name, inputs=200, seed=1)
+    inputs = 200 if "eras" not in name else 25  # HDF5 is read in a process of its own
+    refused = fuzz.fuzz(name, inputs, seed=1)
     never = name in ("metrics.jsonl", "JPEG of CelebA")  # what they cannot read they pass over, or tell otherwise
-    assert refused == 0 if never else 0 < refused <= 200
+    assert refused == 0 if never else 0 < refused <= inputs
