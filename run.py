@@ -5,6 +5,7 @@ python run.py [all | vae | latent-arith | adversarial] [--preset quick|demo|seed
 python run.py redraw EDIT.npz --weights WEIGHTS [--out FILE.png]
 python run.py check RUN
 python run.py figures RUN
+python run.py report RUN
 python run.py bench [--quick] [--works NAME …] [--out FILE.json]
 """
 
@@ -14,7 +15,9 @@ import dataclasses
 import errno
 import io
 import itertools
+import shlex
 import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -161,6 +164,7 @@ def _run(command: str, arguments: list[str]) -> int:
             ) from error
     if processes.is_first():
         print(f"{command}: done, see {run_dir}")
+        print(f"{command}: the page of it is {_write_report(run_dir, command)}")
     return 0
 
 
@@ -201,8 +205,13 @@ def _run_experiment(package: str, config: Any, run_dir: Path, command: str, opti
 
     from runtime import mesh
 
-    with jax.set_mesh(mesh.over_all_devices(options.seed_devices if package == "vae" else 1)):
-        experiment.run(config, run_dir)
+    started = time.monotonic()
+    try:
+        with jax.set_mesh(mesh.over_all_devices(options.seed_devices if package == "vae" else 1)):
+            experiment.run(config, run_dir)
+    finally:
+        if (run_dir / "metrics.jsonl").exists():
+            run_directory.add_time(run_dir, time.monotonic() - started)
 
 
 def _options(command: str, arguments: list[str]) -> Options[Any]:
@@ -351,6 +360,45 @@ def _figures(arguments: list[str]) -> int:
     return 0
 
 
+def _report(arguments: list[str]) -> int:
+    """Usage: python run.py report RUN. Writes RUN/report/index.html, a page on which to look at the run and try it."""
+    print(_write_report(*_run_argument("report", arguments)))
+    return 0
+
+
+def _write_report(run_dir: Path, command: str) -> Path:
+    """The page of a run, from what is on disk of it."""
+    from report import page
+
+    config = _read_config(run_dir, command, type(PRESETS[command]["demo"]))
+    own = (
+        {package: name for name, package in EXPERIMENTS.items()}
+        if command == "all"
+        else {EXPERIMENTS[command]: command}
+    )
+    parts, again = {}, shlex.join(["python", "run.py", command, "--resume", str(run_dir)])
+    for package in own:
+        part, directory = (getattr(config, package), run_dir / package) if command == "all" else (config, run_dir)
+        parts[package] = (directory, import_module(f"{package}.experiment").expected(part))
+    commands = {package: again if package in own else f"python run.py {name}" for name, package in EXPERIMENTS.items()}
+    return page.write(run_dir, parts, commands, _repeating(command, config))
+
+
+def _repeating(command: str, config: Any) -> str:
+    """The command that starts such a run, made of its configuration, for the command that is written in it may lie."""
+    ours = dataclasses.asdict(config)
+    every = {name: _differences(ours, dataclasses.asdict(preset)) for name, preset in PRESETS[command].items()}
+    preset, changed = min(every.items(), key=lambda item: len(item[1]))
+    words = ["python", "run.py", command, "--preset", preset]
+    for name, (value, _) in changed.items():
+        *path, field = name.replace("_", "-").split(".")
+        if isinstance(value, bool):
+            words.append("--" + ".".join([*path, field if value else f"no-{field}"]))
+            continue
+        words += ["--" + ".".join([*path, field]), *map(str, value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(words)
+
+
 def _redraw(arguments: list[str]) -> int:
     """Usage: python run.py redraw EDIT.npz --weights WEIGHTS. Draws an edit again without any data set."""
     options = _parse(RedrawOptions, None, "redraw", arguments)
@@ -384,7 +432,7 @@ def _run_argument(command: str, arguments: list[str]) -> tuple[Path, str]:
     return Path(arguments[0]), made_by
 
 
-COMMANDS = {"bench": _bench, "check": _check, "figures": _figures, "redraw": _redraw}
+COMMANDS = {"bench": _bench, "check": _check, "figures": _figures, "redraw": _redraw, "report": _report}
 
 if __name__ == "__main__":
     huge_pages.ask()

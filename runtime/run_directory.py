@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from runtime import limits
 from runtime.errors import UserError
 
-LOCK = ".lock"
+LOCK, TIMES = ".lock", "times.json"
 _UNFINISHED = re.compile(r"\..+\.(jsonl?|npz|png)\.\w{8}")  # what `atomic` calls a file until it is whole
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "matplotlib")
 
@@ -234,6 +234,14 @@ class Metrics:
         """Replaces all lines, atomically."""
         with atomic(self.path) as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def add_time(run_dir: Path, seconds: float) -> None:
+    """Adds to how long an experiment took, over all interruptions but those without a warning."""
+    with contextlib.suppress(UserError, AttributeError, TypeError):  # a run is worth more than its time
+        path = run_dir / TIMES
+        before = read_json(path)["seconds"] if path.exists() else 0
+        write_json(path, {"seconds": float(before) + seconds})
 
 
 def describe_machine() -> dict[str, Any]:

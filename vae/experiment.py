@@ -231,7 +231,7 @@ def _evaluate(
         noise = jax.vmap(lambda key: jax.random.normal(key, (config.prior_samples, models.LATENT_DIM)))
         prior = mesh.fetched(noise(_keys(config, "prior samples")))
         extent = _extent(test["latent"][0][chosen])
-        wanted = {
+        wanted: dict[str, Any] = {
             "samples": prior,
             "reconstructions": test["mean"][:, :RECONSTRUCTIONS],
             "points": test["mean"][:, shown_points],
