@@ -48,8 +48,9 @@ class Sprite {
   }
   async pixels(index) {
     const canvas = el("canvas");
+    const ctx = canvas.getContext("2d", { willReadFrequently: true });
     await this.draw(canvas, index);
-    return canvas.getContext("2d").getImageData(0, 0, this.width, this.height);
+    return ctx.getImageData(0, 0, this.width, this.height);
   }
 }
 const sprites = new Map();
@@ -289,6 +290,7 @@ function latentSpace(section) {
     },
   };
   const planes = section.planes.map((made) => new Plane(made, shared));
+  planes.forEach((plane) => plane.move([0, 0]));
   const original = picture("original", "tile");
   const reconstructed = section.planes.map((made) => picture(made.name, "tile"));
   const told = el("output", {}, "choose a digit in either plane");

@@ -21,7 +21,7 @@ from latent_arith.config import PRESETS, LatentArithConfig
 from latent_arith.directions import Directions
 from runtime.checkpoints import Checkpoints, digest
 from runtime.run_directory import Metrics, read_json, read_npz
-from tests.test_run import SMALL_FACES
+from tests.conftest import SMALL_FACES
 
 pytestmark = pytest.mark.lenient
 ROOT = Path(__file__).parents[1]

@@ -18,55 +18,12 @@ import pytest
 import run
 from runtime.checkpoints import Checkpoints, digest
 from runtime.run_directory import Metrics, read_json, read_npz
-from tests.test_vae_data import write_packaged
 from vae import experiment, models
 from vae.config import PRESETS, VaeConfig
 from vae.data import open_dataset
 
 pytestmark = pytest.mark.lenient
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of idx files with 500 training and 40 held-out digits."""
-    directory = tmp_path_factory.mktemp("digits")
-    write_packaged(directory, 500, 40)
-    return directory
-
-
-@pytest.fixture(scope="session")
-def small(digits: Path) -> list[str]:
-    """Arguments of a run that takes seconds."""
-    return (
-        f"--data idx:{digits} --train-images 500 --epochs 4 --epochs-per-checkpoint 2 --iwae-samples 2 "
-        "--prior-samples 30 --latent-points 50 --seeds 2"
-    ).split()
-
-
-FEW_FACES = {
-    "synthetic-images": 60,
-    "held-out-images": 12,
-    "epochs": 4,
-    "steps-per-epoch": 2,
-    "batch-size": 4,
-    "epochs-per-checkpoint": 2,
-    "classifier-images": 64,
-    "classifier-epochs": 1,
-    "scored-faces": 3,
-}
-SMALL_FACES = [argument for name, value in FEW_FACES.items() for argument in (f"--{name}", str(value))]
-
-
-@pytest.fixture(scope="session")
-def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run of `all`, with two seeds of the first experiment."""
-    directory = tmp_path_factory.mktemp("runs") / "all"
-    arguments = [name.replace("--", "--vae.") for name in small]
-    arguments += [name.replace("--", "--latent-arith.") for name in SMALL_FACES]
-    arguments += ["--adversarial.epsilons", "0", "0.01"]
-    assert run.main(["all", *arguments, "--out", str(directory)]) == 0
-    return directory
 
 
 @pytest.fixture

@@ -265,7 +265,7 @@ def _evaluate(
                 measured["test_iwae"] = -float(bound.mean())
             pictures["vae_manifold"] = _square(decoded["manifold"][0])
         latents[f"{name}_z"] = test["latent"][0][chosen].astype(np.float32)
-        latents |= {f"{name}_extent": np.asarray(extent, np.float32), "samples_z": prior[0][:SHOWN_SAMPLES]}
+        latents |= {f"{name}_extent": np.asarray(extent, np.float32), "samples_z": np.asarray(prior[0][:SHOWN_SAMPLES])}
         pictures |= {
             f"{name}_reconstructions": decoded["reconstructions"][0],
             f"{name}_samples": decoded["samples"][0][:SHOWN_SAMPLES],
