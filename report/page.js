@@ -451,6 +451,10 @@ function leakage({ targets, attributes, factor, contrasts }) {
 }
 
 // 3. Attack
+function ordinal(objective) {
+  const rank = /^rank (\d+)$/.exec(objective)?.[1];
+  return rank ? `${rank}${{ 2: "nd", 3: "rd" }[rank] ?? "th"} likeliest` : objective;
+}
 function attack(section) {
   if (section.robust) return robust(section.robust);
   const { aims, levels } = section;
@@ -504,7 +508,7 @@ function attack(section) {
   return [
     el("p", {}, `${section.attack}, in ${section.norm}, against the network's ${words(section.truth)}. Bars are what the network makes of the `
       + "picture as computed; the black marks, of the picture saved with 8 bits, which is the one that is shown."),
-    el("div", { class: "controls" }, choice("objective", aims.map((aim) => aim.target ? `${aim.name}: ${words(aim.target)}` : aim.name),
+    el("div", { class: "controls" }, choice("objective", aims.map((aim) => aim.target ? `${ordinal(aim.name)}: ${words(aim.target)}` : aim.name),
       (index) => { state.aim = index; change(); }), one.box),
     el("div", { class: "two pictures" }, original.figure, noise.figure, fooled.figure),
     el("p", {}, badge),
