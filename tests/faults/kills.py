@@ -1,9 +1,9 @@
 """Processes that are killed at random moments, again and again, and what is left of their work.
 
-python -m tests.faults.kills [--kills 25] [--seed 0] [--kinds WORD] tries as many of each kind and prints a table; `test_kills` tries a
-few. Every kind ends with a process that nobody kills, whose result must be, to the bit, that of one that was never
-disturbed. A try is lost if work that had been reported as saved is gone, or if the run cannot go on; it is wrong if the
-result differs.
+python -m tests.faults.kills [--kills 25] [--seed 0] [--kinds WORD] tries as many of each kind and prints a table;
+`test_kills` tries a few. Every kind ends with a process that nobody kills, whose result must be, to the bit, that of
+one that was never disturbed. A try is lost if work that had been reported as saved is gone, or if the run cannot go on;
+it is wrong if the result differs.
 """
 
 import argparse
