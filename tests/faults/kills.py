@@ -1,9 +1,9 @@
 """Processes that are killed at random moments, again and again, and what is left of their work.
 
-python -m tests.faults.kills [--kills 25] [--seed 0] tries as many of each kind and prints a table; `test_kills` tries a
-few. Every kind ends with a process that nobody kills, whose result must be, to the bit, that of one that was never
-disturbed. A try is lost if work that had been reported as saved is gone, or if the run cannot go on; it is wrong if the
-result differs.
+python -m tests.faults.kills [--kills 25] [--seed 0] [--kinds WORD] tries as many of each kind and prints a table;
+`test_kills` tries a few. Every kind ends with a process that nobody kills, whose result must be, to the bit, that of
+one that was never disturbed. A try is lost if work that had been reported as saved is gone, or if the run cannot go on;
+it is wrong if the result differs.
 """
 
 import argparse
@@ -87,8 +87,12 @@ def killed_runs(
     place: Path,
     chance: random.Random,
     kind: signal.Signals = signal.SIGKILL,
+    after: str = "",
 ) -> Tally:
-    """Runs that get a signal at random moments and are resumed, until `kills` have, however many runs that takes."""
+    """Runs that get a signal at random moments and are resumed, until `kills` have, however many runs that takes.
+
+    Moments are spread over `seconds`, from the start or from when a run says the words `after`.
+    """
     tally, number = Tally(), 0
     expected = -signal.SIGKILL if kind == signal.SIGKILL else 128 + kind
     while tally.tried < kills:
@@ -97,8 +101,10 @@ def killed_runs(
         while not ended and of_this_run < 6 and tally.tried < kills:
             with (place / "said").open("w+") as said:
                 process = subprocess.Popen(command(arguments, directory), stdout=said, stderr=said, cwd=ROOT)
+                while after not in Path(said.name).read_text() and process.poll() is None:
+                    time.sleep(0.01)
                 try:
-                    code = process.wait(chance.uniform(0.2, 1.05 * seconds))
+                    code = process.wait(chance.uniform(0 if after else 0.2, 1.05 * seconds))
                 except subprocess.TimeoutExpired:
                     process.send_signal(kind)
                     since = time.monotonic()
@@ -274,6 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="", help="only kinds with this in their names")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as root:
@@ -286,15 +293,23 @@ def main() -> None:
             for kind in (signal.SIGKILL, signal.SIGTERM):
                 kinds[f"{name}, {kind.name}"] = partial(_of_command, arguments, options.kills, chance, kind)
         kinds |= {
+            "faces, direction pass, SIGKILL": partial(_in_the_direction_pass, options.kills, chance),
             "preparation of CelebA": lambda place: killed_decoding(options.kills, place, chance),
             "writing of checkpoints": lambda place: killed_saving(options.kills, place, chance),
             "writing of results": lambda place: killed_replacing(options.kills, place, chance),
         }
         print("| stopped | tried | lost | wrong | moments |\n| --- | --- | --- | --- | --- |")
         for number, (name, kind) in enumerate(kinds.items()):
+            if options.kinds not in name:
+                continue
             place = Path(root) / str(number)
             place.mkdir()
             print(kind(place).row(name), flush=True)
+
+
+def _in_the_direction_pass(kills: int, chance: random.Random, place: Path) -> Tally:
+    whole_run(FACES.split(), place / "whole")
+    return killed_runs(FACES.split(), place / "whole", 0.8, kills, place, chance, after="one pass over")
 
 
 def _of_command(arguments: list[str], kills: int, chance: random.Random, kind: signal.Signals, place: Path) -> Tally:
