@@ -401,7 +401,7 @@ function faces(section) {
       + "At 0 the face is only encoded and decoded."),
     choice("face", thumbs, (index) => { state.face = index; draw(); }),
     el("div", { class: "controls" }, first.box, one.box, second.box, otherSlider.box),
-    el("div", { class: "row" }, original.figure, el("figure", {}, moved.canvas, el("figcaption", {}, told)), el("div", {}, dose, verdict)),
+    el("div", { class: "row" }, original.figure, el("figure", {}, moved.canvas, el("figcaption", {}, told)), el("div", { class: "beside" }, dose, verdict)),
     ...leakage(section.leakage),
     el("h3", {}, "A face in 800 bytes"),
     table("", ["", "bytes", "PSNR, dB"], section.stored.map(({ name, bytes, psnr_decibels }) =>
@@ -409,25 +409,29 @@ function faces(section) {
   ];
 }
 
-function leakage({ targets, attributes, factor, contrasts }) {
+function leakage({ targets, attributes, factor, contrasts, exclusive }) {
   const told = el("output", { class: "told" }, "Move over a cell, or tab into the matrix and use the arrow keys.");
   const body = el("tbody");
   let kind = Object.keys(contrasts)[0];
-  const cells = [];
+  const cells = [], own = (row, column) => targets[row] === attributes[column];
+  const counted = Object.values(contrasts).flatMap(({ value }) =>
+    value.flatMap((line, row) => line.filter((_, column) => !own(row, column) && !exclusive[row][column])));
+  const most = counted.reduce((greatest, value) => Math.max(greatest, Math.abs(value)), 1); // percentage points
   const say = (row, column) => {
-    const { value, low, high } = contrasts[kind], points = (v) => signed(100 * v, 1);
+    const { value, low, high } = contrasts[kind], points = (at) => signed(at, 1);
     return `${words(targets[row])} ${signed(factor)} changes ${words(attributes[column])} by ${points(value[row][column])} `
-      + `percentage points (${points(low[row][column])} to ${points(high[row][column])}).`;
+      + `percentage points (${points(low[row][column])} to ${points(high[row][column])})`
+      + (exclusive[row][column] && !own(row, column) ? ", which it does by definition." : ".");
   };
   const fill = () => cells.forEach(({ cell, row, column }) => {
-    const value = contrasts[kind].value[row][column], own = targets[row] === attributes[column];
-    cell.style.background = own ? "" : `color-mix(in srgb, var(--${value < 0 ? "blue" : "orange"}) ${Math.min(100, Math.abs(value) * 400)}%, var(--fill))`;
+    const value = contrasts[kind].value[row][column], share = Math.min(100, 100 * Math.abs(value) / most);
+    cell.style.backgroundColor = own(row, column) ? "" : `color-mix(in srgb, var(--${value < 0 ? "blue" : "orange"}) ${share}%, var(--fill))`;
     cell.title = say(row, column);
   });
   targets.forEach((target, row) => body.append(el("tr", {}, el("th", { scope: "row" }, words(target)), ...attributes.map((_, column) => {
     const show = () => { told.textContent = say(row, column); };
     const cell = el("td", { tabindex: row || column ? -1 : 0, onpointerenter: show, onfocus: show, onclick: show,
-      class: targets[row] === attributes[column] ? "self" : null });
+      class: own(row, column) ? "self" : exclusive[row][column] ? "excluded" : null });
     cells.push({ cell, row, column });
     return cell;
   }))));
@@ -443,7 +447,7 @@ function leakage({ targets, attributes, factor, contrasts }) {
   return [
     el("h3", {}, "What else changes"),
     el("p", {}, "Rows: the attribute that faces are moved along. Columns: by how much the share of faces in which another is "
-      + "found grows (orange) or shrinks (blue)."),
+      + "found grows (orange) or shrinks (blue); hatched, where it must by definition."),
     el("div", { class: "controls" }, select("direction", Object.keys(contrasts).map((name) => [name, name]), (name) => { kind = name; fill(); }).box),
     told,
     el("div", { class: "scroll" }, el("table", { class: "matrix" }, el("thead", {}, head), body)),

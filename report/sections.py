@@ -95,11 +95,12 @@ def faces(run_dir: Path) -> dict[str, Any]:
             "targets": targets,
             "attributes": scores["attributes"].tolist(),
             "factor": float(scores["leakage_factor"]),
+            "exclusive": scores["exclusive"].tolist(),
             "contrasts": {
                 contrast: {
-                    "value": _rounded(scores[f"leakage_{contrast}"], 5),
-                    "low": _rounded(scores[f"leakage_{contrast}_low"], 5),
-                    "high": _rounded(scores[f"leakage_{contrast}_high"], 5),
+                    "value": _rounded(scores[f"leakage_{contrast}"]),
+                    "low": _rounded(scores[f"leakage_{contrast}_low"]),
+                    "high": _rounded(scores[f"leakage_{contrast}_high"]),
                 }
                 for contrast in ("balanced", "raw", "orthogonal")
             },

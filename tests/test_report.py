@@ -222,7 +222,7 @@ def test_the_matrix_tells_what_the_pointer_and_the_keyboard_are_at(
     told, cells = shown.locator("output.told"), shown.locator(".matrix td[tabindex]")
     scores = read_npz(finished / "latent_arith" / "scorecard.npz")
     cells.nth(1).hover()
-    points = 100 * scores["leakage_balanced"][0, 1]
+    points = scores["leakage_balanced"][0, 1]
     sign = "+" if points > 0.05 else "−" if points < -0.05 else ""
     expect(told).to_contain_text(f"Smiling +3 changes Mouth Slightly Open by {sign}{abs(points):.1f} percentage points")
     cells.first.focus()
