@@ -189,7 +189,7 @@ def _keras_configs() -> list[bytes]:
 
 
 def _read_keras(path: Path) -> object:
-    hdf5.SECONDS = SECONDS // 2  # a file that takes longer is refused
+    hdf5.SECONDS = SECONDS // 4  # a file that takes longer is refused, by both of these
     hdf5.configuration(path)
     return keras_weights.read(path)
 
