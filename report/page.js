@@ -2,7 +2,7 @@
 // Every text of a run goes through textContent or an attribute's value, never through HTML.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const dark = matchMedia("(prefers-color-scheme: dark)"), print = matchMedia("print");
 const redraws = [];
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -165,6 +165,8 @@ const DIGITS = {
   dark: ["#a99bff", "#66b8ff", "#62d089", "#ddcc77", "#ff8f78", "#ff9bd0", "#c0c0c0", "#ffb066", "#55d6e0", "#e58fb5"],
 };
 
+const hues = () => DIGITS[dark.matches && !print.matches ? "dark" : "light"];
+
 class Plane {
   constructor(made, shared) {
     Object.assign(this, { made, shared, cursor: null, view: made.extent });
@@ -243,10 +245,10 @@ class Plane {
     ctx.font = "600 10px system-ui, sans-serif";
     ctx.textAlign = "center";
     ctx.textBaseline = "middle";
-    const hues = DIGITS[dark.matches ? "dark" : "light"];
+    const colours = hues();
     shared.labels.forEach((label, index) => {
       ctx.globalAlpha = shared.faded(index) ? 0.06 : 0.8;
-      ctx.fillStyle = hues[label % 10];
+      ctx.fillStyle = colours[label % 10];
       ctx.fillText(label, px(made.points[2 * index]), py(made.points[2 * index + 1]));
     });
     ctx.globalAlpha = 1;
@@ -302,7 +304,7 @@ function latentSpace(section) {
       digits.forEach((other, index) => other.setAttribute("aria-pressed", shared.digit === index));
       planes.forEach((plane) => plane.draw());
     } }, String(digit));
-    redraws.push(() => { button.style.color = DIGITS[dark.matches ? "dark" : "light"][digit]; });
+    redraws.push(() => { button.style.color = hues()[digit]; });
     return button;
   });
   const gallery = el("div", { class: "two", hidden: true }, ...section.planes.map((made) => {
@@ -574,4 +576,4 @@ for (const [id, title, make] of SECTIONS) {
 }
 const redraw = () => redraws.forEach((one) => one());
 redraw();
-dark.addEventListener("change", redraw);
+for (const query of [dark, print]) query.addEventListener("change", redraw);

@@ -180,6 +180,18 @@ def test_a_digit_is_chosen_with_the_pointer_and_with_the_keyboard(browser: Brows
     assert complaints == []
 
 
+def test_a_finger_chooses_a_digit_and_moves_a_slider(browser: Browser, written: Path) -> None:
+    shown, complaints = opened(browser, written, "phone", has_touch=True, is_mobile=True)
+    shown.locator("canvas.plane").nth(1).tap()
+    expect(shown.locator("#latent output").last).to_contain_text(re.compile(r"digit \d"))
+    slider = shown.locator("#faces input[type=range]").first
+    box = slider.bounding_box()
+    assert box
+    slider.tap(position={"x": box["width"] - 4, "y": box["height"] / 2})
+    expect(shown.locator("#faces .slider output").first).to_have_text("+4")
+    assert complaints == []
+
+
 def test_sliders_move_a_face_and_the_marker(browser: Browser, written: Path) -> None:
     shown, complaints = opened(browser, written)
     sliders, faces = shown.locator("#faces input[type=range]"), shown.locator("#faces canvas.face")
