@@ -277,6 +277,27 @@ def test_the_attack_follows_its_slider(browser: Browser, written: Path, finished
     assert complaints == []
 
 
+def test_robust_accuracy_follows_its_slider(browser: Browser, tmp_path: Path) -> None:
+    entries = [
+        {"epsilon_grey_levels": level, **{f"{kind}{end}": value - less for kind in ("accuracy", "accuracy_8_bit")
+         for end, less in (("", 0.0), ("_low", 0.1), ("_high", -0.1))}}
+        for level, value in ((0.0, 0.9), (2.55, 0.4), (5.1, 0.15))
+    ]  # fmt: skip
+    told: dict[str, Any] = {name: {"missing": "Not part of this run.", "command": "python run.py"} for name in NAMES}
+    told |= {"run": "robust", "attack": {"robust": sections._robust({"photos": 20, "robust_accuracy": entries})}}
+    told["made"] = {"command": "python run.py", "parts": [], "files": []}
+    (tmp_path / "index.html").write_text(report_page.html(told), "utf-8")
+    shown, complaints = opened(browser, tmp_path / "index.html")
+    shown.locator("#attack input[type=range]").focus()
+    shown.keyboard.press("ArrowRight")
+    expect(shown.locator("#attack .slider output")).to_have_text("2.55 grey levels")
+    expect(shown.locator("#attack svg[data-marked]").first).to_have_attribute("data-marked", "1")
+    expect(shown.locator("#attack p").last).to_have_text(
+        "as computed: 40.0 % (30.0 % to 50.0 %); saved with 8 bits: 40.0 % (30.0 % to 50.0 %)"
+    )
+    assert complaints == []
+
+
 def test_the_command_is_copied_and_files_are_linked(browser: Browser, written: Path) -> None:
     shown, _ = opened(browser, written, permissions=["clipboard-read", "clipboard-write"])
     command = shown.locator("#made pre").text_content() or ""
