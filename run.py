@@ -371,11 +371,7 @@ def _write_report(run_dir: Path, command: str) -> Path:
     from report import page
 
     config = _read_config(run_dir, command, type(PRESETS[command]["demo"]))
-    own = (
-        {package: name for name, package in EXPERIMENTS.items()}
-        if command == "all"
-        else {EXPERIMENTS[command]: command}
-    )
+    own = [*EXPERIMENTS.values()] if command == "all" else [EXPERIMENTS[command]]
     parts, again = {}, shlex.join(["python", "run.py", command, "--resume", str(run_dir)])
     for package in own:
         part, directory = (getattr(config, package), run_dir / package) if command == "all" else (config, run_dir)

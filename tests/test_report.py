@@ -1,8 +1,10 @@
 """The page of a run: what is in it, that a stranger's run cannot act in it, and that all of it works in a browser."""
 
+import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -315,6 +317,20 @@ def test_the_command_that_repeats_a_run_is_understood(written: Path) -> None:
     assert command[0] == "all"
     again = run._options("all", command[1:]).config
     assert again == run._read_config(written.parent.parent, "all", type(again))
+
+
+def test_values_of_every_kind_are_repeated_and_quoted() -> None:
+    demo = run.PRESETS["all"]["demo"]
+    attack = {"targets": (-1, 2), "target_classes": ("pug", "a b; rm -rf ~"), "label": "x'y", "epsilons": (0.0, 0.5)}
+    config = dataclasses.replace(
+        demo,
+        adversarial=dataclasses.replace(demo.adversarial, **attack),
+        latent_arith=dataclasses.replace(demo.latent_arith, skip_bad=True, label="Smiling"),
+        vae=dataclasses.replace(demo.vae, seeds=3, learning_rate=1e-4),
+    )
+    words = shlex.split(run._repeating("all", config))
+    assert words[:3] == ["python", "run.py", "all"]
+    assert run._options("all", words[3:]).config == config
 
 
 def test_a_run_of_a_part_tells_how_to_get_the_others(browser: Browser, finished: Path, tmp_path: Path) -> None:
