@@ -137,6 +137,7 @@ def assert_same_faces(one: Path, other: Path) -> None:
         cosines = np.sum(directions[1][kind] * directions[0][kind], axis=1)
         assert cosines.min() > 0.999, kind
     pictures = [read_npz(run / "figures.npz") for run in (one, other)]
+    assert pictures[1].pop("pair").tolist() == pictures[0].pop("pair").tolist()
     for name in pictures[0]:
         np.testing.assert_allclose(pictures[1][name].astype(int), pictures[0][name].astype(int), atol=2, err_msg=name)
     np.testing.assert_array_equal(pictures[1]["originals"], pictures[0]["originals"])
