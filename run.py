@@ -334,12 +334,8 @@ def _check(arguments: list[str]) -> int:
     run_dir, command = _run_argument("check", arguments)
     faults: list[str] = []
     config = _read_config(run_dir, command, type(PRESETS[command]["demo"]))
-    if command == "all":
-        parts = [(package, getattr(config, package), run_dir / package) for package in EXPERIMENTS.values()]
-    else:
-        parts = [(EXPERIMENTS[command], config, run_dir)]
     forms: dict[str, Any] = {}
-    for package, part, directory in parts:
+    for package, part, directory in _parts(run_dir, command, config):
         expected = import_module(f"{package}.experiment").expected(part)
         faults += check(directory, expected)
         forms |= expected.deliverables
@@ -349,6 +345,13 @@ def _check(arguments: list[str]) -> int:
         print(fault)
     print(f"{run_dir}: {len(faults)} faults" if faults else f"{run_dir}: complete, {', '.join(sorted(forms))}")
     return 1 if faults else 0
+
+
+def _parts(run_dir: Path, command: str, config: Any) -> list[tuple[str, Any, Path]]:
+    """Package, configuration and directory of every experiment of a run."""
+    if command == "all":
+        return [(package, getattr(config, package), run_dir / package) for package in EXPERIMENTS.values()]
+    return [(EXPERIMENTS[command], config, run_dir)]
 
 
 def _figures(arguments: list[str]) -> int:
@@ -371,12 +374,12 @@ def _write_report(run_dir: Path, command: str) -> Path:
     from report import page
 
     config = _read_config(run_dir, command, type(PRESETS[command]["demo"]))
-    own = [*EXPERIMENTS.values()] if command == "all" else [EXPERIMENTS[command]]
     parts, again = {}, shlex.join(["python", "run.py", command, "--resume", str(run_dir)])
-    for package in own:
-        part, directory = (getattr(config, package), run_dir / package) if command == "all" else (config, run_dir)
+    for package, part, directory in _parts(run_dir, command, config):
         parts[package] = (directory, import_module(f"{package}.experiment").expected(part))
-    commands = {package: again if package in own else f"python run.py {name}" for name, package in EXPERIMENTS.items()}
+    commands = {
+        package: again if package in parts else f"python run.py {name}" for name, package in EXPERIMENTS.items()
+    }
     return page.write(run_dir, parts, commands, _repeating(command, config))
 
 

@@ -80,13 +80,13 @@ function slider(label, count, start, change, word) {
   input.addEventListener("input", () => { show(); change(Number(input.value)); });
   show();
   const box = el("div", { class: "slider" }, el("label", { for: id }, `${label}: `), told, input);
-  return { box, input, show };
+  return { box };
 }
 function select(label, names, change) {
   const input = el("select", { onchange: () => change(input.value) });
   const fill = (options) => input.replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
   fill(names);
-  return { box: el("label", {}, label, input), input, fill };
+  return { box: el("label", {}, label, input), fill };
 }
 function choice(label, items, change) {
   const name = `choice${numbered++}`;

@@ -14,21 +14,12 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from adversarial.figures import NORMS
 from adversarial.one_photo import TOP
 from runtime.run_directory import TIMES, read_json, read_npz
+from vae.experiment import COMPARED
+from vae.figures import NAMES, tile
 
-PLANES = {"autoencoder": "Autoencoder", "vae": "VAE"}
-COMPARED = {
-    "test_mse": "squared error, held out",
-    "neighbour_accuracy": "neighbour accuracy in latent space",
-    "aggregate_kl_to_prior": "KL of the codes to N(0, I), nats",
-    "prior_frechet_distance": "Fréchet distance, prior samples",
-    "prior_density": "density of prior samples",
-    "prior_coverage": "coverage of prior samples",
-    "train_negative_elbo": "negative ELBO, training, nats",
-    "test_negative_elbo": "negative ELBO, held out, nats",
-    "test_iwae": "negative IWAE bound, held out, nats",
-}
 SCALES = {
     "deviation": "standard deviations of the latents",
     "means": "half the distance between the means",
@@ -40,7 +31,6 @@ STORED = {
     "jpeg_same_size": "JPEG of the same size",
     "jpeg_same_psnr": "JPEG of the same PSNR",
 }
-NORMS = {"linf": "L∞", "l2": "L2"}
 QUALITY = 82  # of WebP
 
 
@@ -63,12 +53,12 @@ def latent_space(run_dir: Path) -> dict[str, Any]:
                 "reconstructions": sprite(pictures[f"{name}_points"]),
                 "samples": sprite(pictures[f"{name}_samples"]),
             }
-            for name, title in PLANES.items()
+            for name, title in NAMES.items()
         ],
         "seeds": int(results["seeds"]),
         "numbers": [
-            {"label": label, "values": [_spread(results[name].get(key)) for name in PLANES]}
-            for key, label in COMPARED.items()
+            {"label": label, "values": [_spread(results[name].get(key)) for name in NAMES]}
+            for label, key in COMPARED.items()
         ],
     }
 
@@ -208,14 +198,9 @@ def made(run_dir: Path, parts: Mapping[str, Path], repeat: str) -> dict[str, Any
 
 def sprite(images: np.ndarray, columns: int = 0, exactly: bool = False) -> dict[str, Any]:
     """Pictures (n, height, width, 1 or 3) in rows of `columns` each, as many as rows if none are told."""
-    count, height, width, channels = images.shape
+    count, height, width, _ = images.shape
     columns = columns or math.ceil(math.sqrt(count))
-    rows = -(-count // columns)
-    filled = np.concatenate([images, np.zeros((rows * columns - count, *images.shape[1:]), np.uint8)])
-    sheet = filled.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    image = Image.fromarray(
-        sheet.reshape(rows * height, columns * width, channels).squeeze(-1 if channels == 1 else ())
-    )
+    image = Image.fromarray(tile(images, columns))
     packed = io.BytesIO()
     kind, options = ("png", {"optimize": True}) if exactly else ("webp", {"quality": QUALITY, "method": 4})
     image.save(packed, kind, **options)

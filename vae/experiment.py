@@ -36,6 +36,18 @@ MANIFOLD_SIDE = 20
 SHOWN_SAMPLES = 100
 SHOWN_POINTS = 2000
 PLANE_SIDE = 40
+COMPARED = {
+    "squared error, held out": "test_mse",
+    "neighbour accuracy in latent space": "neighbour_accuracy",
+    "KL of the codes to N(0, I), nats": "aggregate_kl_to_prior",
+    "Fréchet distance, prior samples": "prior_frechet_distance",
+    "density of prior samples": "prior_density",
+    "coverage of prior samples": "prior_coverage",
+    "negative ELBO, training, nats": "train_negative_elbo",
+    "negative ELBO, held out, nats": "test_negative_elbo",
+    "negative IWAE bound, held out, nats": "test_iwae",
+}
+"""What a person reads to what `results.json` calls it."""
 
 
 def run(config: VaeConfig, run_dir: Path, say: Callable[[str], None] = print) -> None:
@@ -109,27 +121,14 @@ def summary(results: Mapping[str, Any]) -> str:
     """The comparison in a few lines for the terminal."""
 
     def number(model: str, name: str) -> str:
+        if name not in results[model]:  # an autoencoder has no likelihood
+            return ""
         value = results[model][name]
         spread = f" ± {value['standard_deviation']:.3g}" if "standard_deviation" in value else ""
         return f"{value['mean']:.4g}{spread}"
 
-    lines = [f"{'':34}{'autoencoder':>18}{'VAE':>18}"]
-    rows = {
-        "squared error, held out": "test_mse",
-        "neighbour accuracy in latent space": "neighbour_accuracy",
-        "KL of the codes to N(0, I), nats": "aggregate_kl_to_prior",
-        "Fréchet distance, prior samples": "prior_frechet_distance",
-        "coverage of prior samples": "prior_coverage",
-    }
-    lines += [f"{label:34}{number('autoencoder', key):>18}{number('vae', key):>18}" for label, key in rows.items()]
-    lines += [
-        f"{label:34}{'':18}{number('vae', key):>18}"
-        for label, key in {
-            "negative ELBO, training, nats": "train_negative_elbo",
-            "negative ELBO, held out, nats": "test_negative_elbo",
-            "negative IWAE bound, held out, nats": "test_iwae",
-        }.items()
-    ]
+    lines = [f"{'':36}{'autoencoder':>18}{'VAE':>18}"]
+    lines += [f"{label:36}{number('autoencoder', key):>18}{number('vae', key):>18}" for label, key in COMPARED.items()]
     return "\n".join(lines)
 
 

@@ -272,7 +272,9 @@ def _moment(directory: Path, last: str) -> str:
     }.items():
         if words in last:
             return moment
-    return "in the training" if (directory / "metrics.jsonl").exists() else "before the first epoch or batch"
+    if not (directory / "metrics.jsonl").exists():
+        return "before the first epoch or batch"
+    return "in the training" if (directory / "checkpoints").exists() else "in the sweep"
 
 
 def main() -> None:
