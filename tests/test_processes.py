@@ -35,14 +35,25 @@ MANY = (
     "--batch-size 6 --attack pgd --steps 2 --restarts 2"
 )
 SETTINGS = {"one": (1, 1), "8 devices": (8, 1), "2 processes": (1, 2), "4 processes": (1, 4)}
+OTHER_SUMS = "one, in other sums"
+"""One device again, with `--xla_cpu_enable_fast_math`, which lets LLVM sum in another order."""
+FACTOR = 10
+"""How many times as far as `OTHER_SUMS` a run on many devices may be from one device's.
+
+Both differ from it by the rounding of sums in another order, which training magnifies alike, by how much depends on the
+processor. Two samples of one random drift, each a maximum over an array, differ by less than that; a defect (a batch
+that is not divided by its size, a key that differs) moves weights by whole steps of Adam, hundreds of times as far.
+"""
+TEXTS = (("directions.npz", "names"), ("figures.npz", "pair"))
 
 
-def start(arguments: list[str], devices: int = 1, count: int = 1) -> list[subprocess.Popen]:
+def start(arguments: list[str], devices: int = 1, count: int = 1, flags: str = "") -> list[subprocess.Popen]:
     """Starts a run of `count` processes of `devices` simulated devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices} {flags}"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     several = ["--distributed", "--coordinator", address, "--processes", str(count), "--process-id"]
     return [
         subprocess.Popen(
@@ -66,8 +77,8 @@ def ended(started: list[subprocess.Popen], seconds: float = 600) -> list[tuple[i
     return found
 
 
-def run_to_its_end(arguments: list[str], devices: int = 1, count: int = 1) -> list[str]:
-    results = ended(start(arguments, devices, count))
+def run_to_its_end(arguments: list[str], devices: int = 1, count: int = 1, flags: str = "") -> list[str]:
+    results = ended(start(arguments, devices, count, flags))
     assert [code for code, _, _ in results] == [0] * count, results
     return ["".join(line for line in out.splitlines(True) if "[Gloo]" not in line) for _, out, _ in results]
 
@@ -101,7 +112,9 @@ def made(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     def make(command: str, setting: str) -> Path:
         path = root / f"{command} {setting}"
         if not path.exists():
-            outputs = run_to_its_end([*commands[command], "--out", str(path)], *SETTINGS[setting])
+            flags = "--xla_cpu_enable_fast_math=true" if setting == OTHER_SUMS else ""
+            arguments = [*commands[command], "--out", str(path)]
+            outputs = run_to_its_end(arguments, *SETTINGS.get(setting, (1, 1)), flags)
             assert f"done, see {path}" in outputs[0]
             assert not any(outputs[1:]), "only the first process reports"
         return path
@@ -109,60 +122,61 @@ def made(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
     return make
 
 
-def assert_same_training(one: Path, other: Path) -> None:
-    """Losses to 1e-4, and what is left of the training."""
-    kept = [Metrics(run / "metrics.jsonl").rows() for run in (one, other)]
-    assert len(kept[0]) == len(kept[1]) > 0
-    for ours, theirs in zip(*kept, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name in ours.keys() - {"model", "images_per_second"}:
-            np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-3 if name == "kl" else 1e-4, err_msg=name)
+def numbers(run: Path) -> dict[str, np.ndarray]:
+    """All arrays of a part of a run and its metrics, by name."""
+    rows = Metrics(run / "metrics.jsonl").rows() if (run / "metrics.jsonl").exists() else []
+    found = {f"metrics {name}": np.asarray([row[name] for row in rows if name in row]) for row in rows for name in row}
+    for path in run.glob("*.npz"):
+        found |= {f"{path.name} {name}": array for name, array in read_npz(path).items()}
+    return {
+        name: array for name, array in found.items() if array.dtype.kind in "fiu" and "images_per_second" not in name
+    }
 
 
-def assert_same_digits(one: Path, other: Path) -> None:
-    assert_same_training(one, other)
-    latents = [read_npz(run / "latents.npz") for run in (one, other)]
-    for name in latents[0]:
-        np.testing.assert_allclose(latents[1][name], latents[0][name], rtol=1e-4, atol=1e-5, err_msg=name)
+def distances(one: Path, other: Path) -> dict[str, float]:
+    """How far two runs are apart, for every array: the largest difference, of pictures the share of other pixels."""
+    ours, theirs = numbers(one), numbers(other)
+    assert ours.keys() == theirs.keys()
+    found = {}
+    for name, array in ours.items():
+        assert array.shape == theirs[name].shape, name
+        difference = np.abs(array.astype(np.float64) - theirs[name])
+        found[name] = float(np.mean(difference > 0) if array.dtype == np.uint8 else difference.max(initial=0))
+    return found
 
 
-def assert_same_faces(one: Path, other: Path) -> None:
-    """In float32 a LeakyReLU whose input is 0 up to rounding may fall on either side, which `test_mesh` rules out."""
-    assert_same_training(one, other)
-    weights, directions = ([read_npz(run / name) for run in (one, other)] for name in ("weights.npz", "directions.npz"))
-    for name in weights[0]:
-        np.testing.assert_allclose(weights[1][name], weights[0][name], atol=2e-3, err_msg=name)
-    np.testing.assert_array_equal(directions[1]["names"], directions[0]["names"])
-    for kind in ("vectors", "raw"):
-        cosines = np.sum(directions[1][kind] * directions[0][kind], axis=1)
-        assert cosines.min() > 0.999, kind
-    pictures = [read_npz(run / "figures.npz") for run in (one, other)]
-    assert pictures[1].pop("pair").tolist() == pictures[0].pop("pair").tolist()
-    for name in pictures[0]:
-        np.testing.assert_allclose(pictures[1][name].astype(int), pictures[0][name].astype(int), atol=2, err_msg=name)
-    np.testing.assert_array_equal(pictures[1]["originals"], pictures[0]["originals"])
+def assert_same(made: Callable[[str, str], Path], part: str, other: Path) -> None:
+    """A part of a run is as far from that on one device as rounding can bring it, and no farther.
+
+    Where the two runs on one device agree to the bit, the other may differ by the rounding of a single float32.
+    """
+    one = made("all", "one") / part
+    drift, sizes = distances(one, made("all", OTHER_SUMS) / part), numbers(one)
+    for name, distance in distances(one, other).items():
+        size = 1e-4 if sizes[name].dtype == np.uint8 else 1e-6 * float(np.abs(sizes[name]).max(initial=0))
+        assert distance <= FACTOR * drift[name] + size, (name, distance, drift[name])
 
 
-def assert_same_attacks(one: Path, other: Path) -> None:
-    """The adversarial pictures are the same to the bit, and their probabilities to 1e-4."""
-    sweeps, pictures = ([read_npz(run / name) for run in (one, other)] for name in ("sweep.npz", "figures.npz"))
-    for name in ("before", "probabilities", "after_png"):
-        np.testing.assert_allclose(sweeps[1][name], sweeps[0][name], atol=1e-4, err_msg=name)
-    for name in pictures[0]:
-        np.testing.assert_array_equal(pictures[1][name], pictures[0][name], err_msg=name)
+def assert_same_faces(made: Callable[[str, str], Path], other: Path) -> None:
+    one = made("all", "one") / "latent_arith"
+    assert_same(made, "latent_arith", other)
+    names, pairs = ([read_npz(run / file)[name] for run in (one, other)] for file, name in TEXTS)
+    assert names[0].tolist() == names[1].tolist() and pairs[0].tolist() == pairs[1].tolist()
+    originals = [read_npz(run / "figures.npz")["originals"] for run in (one, other)]
+    np.testing.assert_array_equal(*originals)
 
 
 @pytest.mark.parametrize("setting", ["8 devices", "2 processes"])
 def test_the_three_experiments_are_the_same_on_many_devices(made: Callable[[str, str], Path], setting: str) -> None:
-    one, other = made("all", "one"), made("all", setting)
-    assert_same_digits(one / "vae", other / "vae")
-    assert_same_faces(one / "latent_arith", other / "latent_arith")
-    assert_same_attacks(one / "adversarial", other / "adversarial")
+    other = made("all", setting)
+    assert_same(made, "vae", other / "vae")
+    assert_same_faces(made, other / "latent_arith")
+    assert_same(made, "adversarial", other / "adversarial")
     assert len(read_json(other / "config.json")["devices"]) == max(SETTINGS[setting])
 
 
 def test_digits_are_the_same_in_four_processes(made: Callable[[str, str], Path]) -> None:
-    assert_same_digits(made("all", "one") / "vae", made("vae", "4 processes"))
+    assert_same(made, "vae", made("vae", "4 processes"))
 
 
 @pytest.mark.parametrize("setting", ["8 devices", "2 processes", "4 processes"])
@@ -194,8 +208,8 @@ def test_a_run_goes_on_on_another_number_of_devices(
     (said, *_) = run_to_its_end(["all", "--resume", str(resumed)], *SETTINGS[after])
     assert f"resuming after epoch {EPOCHS - 1} of {EPOCHS}" in said
     assert "vae is complete" in said
-    assert_same_faces(made("all", "one") / "latent_arith", resumed / "latent_arith")
-    assert_same_attacks(made("all", "one") / "adversarial", resumed / "adversarial")
+    assert_same_faces(made, resumed / "latent_arith")
+    assert_same(made, "adversarial", resumed / "adversarial")
 
 
 def epochs_of(run: Path) -> list[int]:
