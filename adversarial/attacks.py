@@ -1,17 +1,21 @@
 """Adversarial attacks on any differentiable `logits(images)`, in L∞ and L2, as pure functions.
 
-With the cross-entropy L(x, y) = Σ over the batch of -log softmax(logits(x))_y, an untargeted attack
-climbs L at the true class, a targeted one descends it at the class it wants. Steps go along
-sign ∇L in L∞ and along ∇L / ‖∇L‖ of every image in L2, then back into the ball of radius ε about
-the image and into the range of pixels.
+With the cross-entropy L(x, y) = Σ over the batch of -log softmax(logits(x))_y, an untargeted attack climbs L at the
+true class, a targeted one descends it at the class it wants. Steps go along sign ∇L in L∞ and along ∇L / ‖∇L‖ of every
+image in L2, then back into the ball of radius ε about the image and into the range of pixels.
 
-An image that did not fall is returned like all others; `success` tells. No attack changes its input.
+All attacks have one argument order, `(key, logits, images, labels, *, epsilon, …) -> AttackResult`. An own attack is
+such a function and a line of `ATTACKS`; it gets those of the settings `steps`, `step_size`, `restarts`, `momentum` and
+`norm` that it has as arguments. An image that did not fall is returned like all others; `success` says so. No attack
+changes its input.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,252 +23,318 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
-from kernels.few_at_a_time import few_at_a_time
+from latentlab.kernels.microbatch import apply_in_cache
 
 Images = Float[Array, "n h w c"]
 Labels = Int[Array, " n"]
 Logits = Callable[[Images], Float[Array, "n classes"]]
 Bounds = tuple[float, float]
 Norm = Literal["linf", "l2"]
+Radius = float | Float[Array, ""]
 
-AT_A_TIME = 2 * 224 * 224 * 3
-"""Pixels, times channels, that go through a network at a time on CPU: more leave its cache (`benchmarks/README.md`)."""
+REACH = 2.5
+"""Length of all steps together, in radii, where the length of a step is not given (Madry et al. 2018)."""
 
 
-class Attacked(NamedTuple):
-    """Images after an attack, and for each whether the attack did what it was to do."""
+class AttackResult(NamedTuple):
+    """Images after an attack, and for each whether the attack succeeded."""
 
     images: Images
     success: Bool[Array, " n"]
 
 
-def evaluated(logits: Logits, images: Images) -> Float[Array, "n classes"]:
-    """Logits of all images, a few at a time where that is faster."""
-    return few_at_a_time(logits, images, few=_few(images))
+Attack = Callable[..., AttackResult]
+"""`attack(key, logits, images, labels, *, epsilon, targeted, norm, bounds, …)`.
 
-
-def loss(logits: Logits, images: Images, labels: Labels) -> Float[Array, " n"]:
-    """Cross-entropy of every image, from its logits."""
-    return _cross_entropy(evaluated(logits, images), labels)
-
-
-def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: Bool[Array, ""]) -> Images:
-    """∇ₓL, negated if targeted; L is a sum over the batch, so that no image's gradient depends on the others."""
-
-    def of_some(images: Images, labels: Labels) -> Images:
-        return jax.grad(lambda x: jnp.sum(_cross_entropy(logits(x), labels)))(images)
-
-    gradient = few_at_a_time(of_some, images, labels, few=_few(images))
-    return jnp.where(targeted, -gradient, gradient)
-
-
-def likeliest(logits: Logits, images: Images, rank: int = 1) -> Labels:
-    """The class of a rank for every image: 1 is the top one, 2 the next; -1 is the least likely one."""
-    order = jnp.argsort(evaluated(logits, images), axis=1, descending=True, stable=True)
-    return order[:, rank - 1 if rank > 0 else rank]
+    key: A key of every image, or one from which those are split; ignored by attacks without randomness.
+    logits: Images to logits.
+    images: Pixels within the bounds.
+    labels: The true classes, or the targets.
+    epsilon: Radius of the ball, in the unit of the pixels.
+    targeted: Make the label likelier, not less likely.
+    norm: L∞ or L2.
+    bounds: Range of the pixels.
+    …: Settings of the attack.
+"""
 
 
 def fgsm(
+    key: Key[Array, "*n"],
     logits: Logits,
     images: Images,
     labels: Labels,
-    epsilon: float | Float[Array, ""],
     *,
-    targeted: bool = False,
-    norm: Norm = "linf",
-    bounds: Bounds = (0.0, 1.0),
-) -> Attacked:
-    """One step: x + ε · sign ∇ₓL(x, y), clipped to the bounds; with `targeted`, x - ε · sign ∇ₓL(x, target).
-
-    Source: Goodfellow et al. 2015, arXiv 1412.6572; the step towards a class, Kurakin et al. 2017, arXiv 1607.02533.
-
-    Args:
-        logits: Images to logits.
-        images: Pixels within the bounds.
-        labels: The true class, or the target.
-        epsilon: Radius, in the unit of the pixels.
-        targeted: Make the label likelier, not less likely.
-        norm: L∞ or, along the normalised gradient, L2.
-        bounds: Range of the pixels.
-    """
-    swept = sweep(
-        logits, images, labels[None], jnp.asarray([targeted]), jnp.asarray([epsilon]), norm=norm, bounds=bounds
-    )
-    return Attacked(swept.images[0, 0], swept.success[0, 0])
-
-
-def sweep(
-    logits: Logits,
-    images: Images,
-    labels: Int[Array, "targets n"],
-    targeted: Bool[Array, " targets"],
-    epsilons: Float[Array, " epsilons"],
-    *,
-    norm: Norm = "linf",
-    bounds: Bounds = (0.0, 1.0),
-) -> Attacked:
-    """FGSM for every row of labels and every ε, with one gradient a row: images (T, E, n, h, w, c), success (T, E, n).
-
-    A row of labels is the true classes or a target for each image, as `targeted` says. Jit it for one compiled call.
-    """
-
-    def of_row(labels: Labels, targeted: Bool[Array, ""]) -> Images:
-        return _direction(input_gradient(logits, images, labels, targeted), norm)
-
-    steps = jax.vmap(of_row)(labels, targeted)
-
-    def of_epsilon(epsilon: Float[Array, ""]) -> Attacked:
-        moved = jnp.clip(images[None] + epsilon * steps, *bounds)
-        found = evaluated(logits, moved.reshape(-1, *images.shape[1:]))
-        return Attacked(moved, succeeded(found.reshape(*labels.shape, -1), labels, targeted[:, None]))
-
-    return jax.tree.map(lambda part: jnp.swapaxes(part, 0, 1), jax.lax.map(of_epsilon, epsilons))
-
-
-def iterated(
-    logits: Logits,
-    images: Images,
-    labels: Labels,
-    epsilon: float | Float[Array, ""],
-    *,
-    step_size: float | Float[Array, ""],
-    steps: int,
+    epsilon: Radius,
     targeted: bool | Bool[Array, ""] = False,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
-    momentum: float | None = None,
-    start: Images | None = None,
-) -> Attacked:
-    """`steps` steps of `step_size`, after each back into the ball about the images and into the bounds.
+) -> AttackResult:
+    """Take one step, x + ε · sign ∇ₓL(x, y) in L∞; with `targeted`, x - ε · sign ∇ₓL(x, target).
 
-    Without momentum and start this is the basic iterative method (Kurakin et al. 2017). With momentum μ, steps go along
-    g ← μ · g + ∇L / ‖∇L‖₁ (Dong et al. 2018, arXiv 1710.06081).
-
-    Args:
-        logits: Images to logits.
-        images: Pixels within the bounds.
-        labels: The true class, or the target.
-        epsilon: Radius of the ball, in the unit of the pixels.
-        step_size: Length of a step, in the same unit.
-        steps: How many.
-        targeted: Make the label likelier, not less likely.
-        norm: L∞ or L2.
-        bounds: Range of the pixels.
-        momentum: Share of the past gradients that is kept.
-        start: Where to begin, within the ball; the images themselves if not told.
+    Source: Goodfellow et al. 2015, arXiv 1412.6572; the step towards a class, Kurakin et al. 2017, arXiv 1607.02533.
     """
-    aimed = jnp.asarray(targeted)
-
-    def step(_: Array, state: tuple[Images, Images]) -> tuple[Images, Images]:
-        moved, kept = state
-        gradient = input_gradient(logits, moved, labels, aimed)
-        if momentum is not None:
-            gradient = kept = momentum * kept + gradient / _positive(
-                jnp.sum(jnp.abs(gradient), (1, 2, 3), keepdims=True)
-            )
-        moved = moved + step_size * _direction(gradient, norm)
-        return jnp.clip(images + project(moved - images, epsilon, norm), *bounds), kept
-
-    begun = images if start is None else start
-    moved, _ = jax.lax.fori_loop(0, steps, step, (begun, jnp.zeros_like(images)))
-    return Attacked(moved, succeeded(evaluated(logits, moved), labels, aimed))
+    del key
+    gradient, (low, high) = input_gradient(logits, images, labels, targeted), bounds
+    if norm == "linf":
+        moved = jnp.clip(images + epsilon * jnp.sign(gradient), low, high)
+    else:
+        moved = jnp.clip(images + epsilon * gradient / _positive(_length(gradient)), low, high)
+    return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted))
 
 
-def pgd(
-    keys: Key[Array, " n"],
+def basic_iterative(
+    key: Key[Array, "*n"],
     logits: Logits,
     images: Images,
     labels: Labels,
-    epsilon: float | Float[Array, ""],
     *,
-    step_size: float | Float[Array, ""],
-    steps: int,
+    epsilon: Radius,
+    steps: int = 10,
+    step_size: Radius | None = None,
+    targeted: bool | Bool[Array, ""] = False,
+    norm: Norm = "linf",
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
+    """Take `steps` steps, after each back into the ball about the images and into the bounds.
+
+    A step has the length `step_size`, 2.5 · ε / `steps` where that is None. Source: Kurakin et al. 2017,
+    arXiv 1607.02533.
+    """
+    del key
+    walk = partial(_walk, logits, images, labels, epsilon=epsilon, steps=steps, step_size=step_size)
+    return walk(images, targeted=targeted, norm=norm, bounds=bounds)
+
+
+def momentum_iterative(
+    key: Key[Array, "*n"],
+    logits: Logits,
+    images: Images,
+    labels: Labels,
+    *,
+    epsilon: Radius,
+    steps: int = 10,
+    step_size: Radius | None = None,
+    momentum: float = 1.0,
+    targeted: bool | Bool[Array, ""] = False,
+    norm: Norm = "linf",
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
+    """Take steps along g ← momentum · g + ∇L / ‖∇L‖₁ (Dong et al. 2018, arXiv 1710.06081)."""
+    del key
+    walk = partial(_walk, logits, images, labels, epsilon=epsilon, steps=steps, step_size=step_size)
+    return walk(images, targeted=targeted, norm=norm, bounds=bounds, momentum=momentum)
+
+
+def pgd(
+    key: Key[Array, "*n"],
+    logits: Logits,
+    images: Images,
+    labels: Labels,
+    *,
+    epsilon: Radius,
+    steps: int = 10,
+    step_size: Radius | None = None,
     restarts: int = 1,
     targeted: bool | Bool[Array, ""] = False,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
-) -> Attacked:
-    """Projected gradient descent from random starts in the ball; of the restarts the best for every image.
+) -> AttackResult:
+    """Take projected steps from random starts in the ball, and keep the best of the restarts for every image.
 
-    The best is one that succeeded, and among those the one that moved the loss farthest. Source: Madry et al. 2018,
+    The best is one that succeeded, and among those the one that moved the loss farthest. The starts of an image derive
+    from its own key, so they do not depend on what it is attacked together with. Source: Madry et al. 2018,
     arXiv 1706.06083.
-
-    Args:
-        keys: Of the starts of every image, which therefore do not depend on what it is attacked together with.
-        logits: Images to logits.
-        images: Pixels within the bounds.
-        labels: The true class, or the target.
-        epsilon: Radius of the ball, in the unit of the pixels.
-        step_size: Length of a step, in the same unit.
-        steps: How many.
-        restarts: Random starts of every image.
-        targeted: Make the label likelier, not less likely.
-        norm: L∞ or L2.
-        bounds: Range of the pixels.
     """
+    walk = partial(_walk, logits, images, labels, epsilon=epsilon, steps=steps, step_size=step_size)
 
-    def from_start(keys: Key[Array, " n"]) -> tuple[Attacked, Float[Array, " n"]]:
+    def attack_from_start(keys: Key[Array, " n"]) -> tuple[AttackResult, Float[Array, " n"]]:
         moved = jax.vmap(lambda key: random_in_ball(key, images.shape[1:], norm))(keys)
-        start = jnp.clip(images + epsilon * moved, *bounds)
-        attacked = iterated(
-            logits,
-            images,
-            labels,
-            epsilon,
-            step_size=step_size,
-            steps=steps,
-            targeted=targeted,
-            norm=norm,
-            bounds=bounds,
-            start=start,
-        )
-        gain = loss(logits, attacked.images, labels)
-        return attacked, jnp.where(jnp.asarray(targeted), -gain, gain)
+        result = walk(jnp.clip(images + epsilon * moved, *bounds), targeted=targeted, norm=norm, bounds=bounds)
+        gain = loss(logits, result.images, labels)
+        return result, jnp.where(jnp.asarray(targeted), -gain, gain)
 
-    attacked, gain = jax.lax.map(from_start, jax.vmap(lambda key: jax.random.split(key, restarts), out_axes=1)(keys))
-    best = jnp.lexsort((gain, attacked.success), axis=0)[-1]
-    return Attacked(*(part[best, jnp.arange(len(images))] for part in attacked))
+    keys = jax.vmap(lambda key: jax.random.split(key, restarts), out_axes=1)(split_keys(key, len(images)))
+    results, gain = jax.lax.map(attack_from_start, keys)
+    best = jnp.lexsort((gain, results.success), axis=0)[-1]
+    return AttackResult(*(part[best, jnp.arange(len(images))] for part in results))
 
 
-def in_chunks(attack: Callable[..., Attacked], *rows: Array, chunk: int) -> Attacked:
-    """An attack on `chunk` images at a time, whose memory is that of a chunk.
+ATTACKS: dict[str, Attack] = {
+    "fgsm": fgsm,
+    "bim": basic_iterative,
+    "pgd": pgd,
+    "mi-fgsm": momentum_iterative,
+}
+"""Attacks by the name that the command line gives them."""
 
-    The last chunk is filled up with its own first image, so that all have one shape, and cut again.
 
-    Args:
-        attack: What is given of a chunk to what comes of it.
-        rows: Images, labels, and whatever else there is one of for every image, such as keys.
-        chunk: Images at a time.
+def select_settings(attack: Attack, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings that an attack has as arguments."""
+    return {name: value for name, value in settings.items() if name in inspect.signature(attack).parameters}
+
+
+def sweep(
+    attack: Attack,
+    key: Key[Array, "*n"],
+    logits: Logits,
+    images: Images,
+    labels: Int[Array, "objectives n"],
+    targeted: Bool[Array, " objectives"],
+    epsilons: Float[Array, " epsilons"],
+    **settings: Any,
+) -> AttackResult:
+    """Attack with every row of labels and every ε: images (objectives, ε, n, h, w, c), success (objectives, ε, n).
+
+    A row of labels is the true classes or a target for each image, as `targeted` says. Jit it for one compiled call.
+    FGSM takes one gradient for all ε of a row.
     """
-    compiled, parts = jax.jit(attack), []
-    for first in range(0, len(rows[0]), chunk):
-        some = [part[first : first + chunk] for part in rows]
-        missing = chunk - len(some[0]) if first else 0
-        filled = (jnp.concatenate([part, jnp.repeat(part[:1], missing, axis=0)]) for part in some)
-        parts.append(jax.device_get(compiled(*filled)))
-    return jax.tree.map(lambda *together: jnp.concatenate(together)[: len(rows[0])], *parts)
+    if attack is fgsm:
+        return _sweep_fgsm(logits, images, labels, targeted, epsilons, **settings)
+    rows, count = len(labels), len(epsilons)
+    pairs = (jnp.repeat(labels, count, axis=0), jnp.repeat(targeted, count), jnp.tile(epsilons, rows))
+    keys = jax.vmap(lambda key: jax.random.split(key, rows * count), out_axes=1)(split_keys(key, len(images)))
+
+    def attack_pair(pair: tuple[Array, Labels, Array, Array]) -> AttackResult:
+        keys, labels, targeted, epsilon = pair
+        return attack(keys, logits, images, labels, epsilon=epsilon, targeted=targeted, **settings)
+
+    results = jax.lax.map(attack_pair, (keys, *pairs))
+    return jax.tree.map(lambda part: part.reshape(rows, count, *part.shape[1:]), results)
 
 
-def succeeded(logits: Float[Array, "n classes"], labels: Labels, targeted: bool | Bool[Array, ""]) -> Bool[Array, " n"]:
-    """Whether the top class is the target, or, untargeted, no longer the true one."""
+@dataclass(frozen=True)
+class SweptAttack:
+    """An attack with its settings, for any number of objectives and radii; equal ones share what was compiled.
+
+    Attributes:
+        attack: The attack.
+        norm: L∞ or L2.
+        settings: Further keyword arguments of the attack.
+    """
+
+    attack: Attack
+    norm: Norm = "linf"
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(
+        self,
+        key: Key[Array, "*n"],
+        logits: Logits,
+        images: Images,
+        labels: Int[Array, "objectives n"],
+        targeted: Bool[Array, " objectives"],
+        epsilons: Float[Array, " epsilons"],
+    ) -> AttackResult:
+        """Return `sweep` with the settings."""
+        settings = dict(self.settings)
+        return sweep(self.attack, key, logits, images, labels, targeted, epsilons, norm=self.norm, **settings)
+
+
+def evaluate_logits(logits: Logits, images: Images) -> Float[Array, "n classes"]:
+    """Return the logits of all images."""
+    return apply_in_cache(logits, images)
+
+
+def loss(logits: Logits, images: Images, labels: Labels) -> Float[Array, " n"]:
+    """Return the cross-entropy of every image."""
+    return _cross_entropy(evaluate_logits(logits, images), labels)
+
+
+def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: bool | Bool[Array, ""]) -> Images:
+    """Return ∇ₓL, negated if targeted; L is a sum over the batch, so no image's gradient depends on the others."""
+
+    def differentiate(images: Images, labels: Labels) -> Images:
+        return jax.grad(lambda x: jnp.sum(_cross_entropy(logits(x), labels)))(images)
+
+    gradient = apply_in_cache(differentiate, images, labels)
+    return jnp.where(jnp.asarray(targeted), -gradient, gradient)
+
+
+def class_at_rank(logits: Logits, images: Images, rank: int = 1) -> Labels:
+    """Return the class of a rank for every image: 1 is the top one, 2 the next; -1 is the least likely one."""
+    order = jnp.argsort(evaluate_logits(logits, images), axis=1, descending=True, stable=True)
+    return order[:, rank - 1 if rank > 0 else rank]
+
+
+def has_succeeded(
+    logits: Float[Array, "*shape classes"], labels: Int[Array, "*shape"], targeted: bool | Bool[Array, "..."]
+) -> Bool[Array, "*shape"]:
+    """Return whether the top class is the target, or, untargeted, no longer the true one."""
     hit = jnp.argmax(logits, axis=-1) == labels
     return hit == jnp.asarray(targeted)
 
 
-def project(difference: Images, epsilon: float | Float[Array, ""], norm: Norm) -> Images:
-    """The nearest point of the ball of radius ε about 0, for every image."""
+def project(difference: Images, epsilon: Radius, norm: Norm) -> Images:
+    """Return the nearest point of the ball of radius ε about 0, for every image."""
     if norm == "linf":
         return jnp.clip(difference, -epsilon, epsilon)
     return difference * jnp.minimum(1, epsilon / _positive(_length(difference)))
 
 
 def random_in_ball(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> Float[Array, "h w c"]:
-    """A uniform point of the unit ball of one image: a direction of Gaussians and, for L2, u^(1/d) as its length."""
+    """Draw a uniform point of the unit ball of one image: of L2, a Gaussian direction of length u^(1/d)."""
     if norm == "linf":
         return jax.random.uniform(key, shape, minval=-1)
     direction_key, length_key = jax.random.split(key)
     (direction,) = _direction(jax.random.normal(direction_key, (1, *shape)), norm)
     return direction * jax.random.uniform(length_key) ** (1 / math.prod(shape))
+
+
+def split_keys(key: Key[Array, "*n"], count: int) -> Key[Array, " n"]:
+    """Return a key of every image: those that are given, or as many from a single one."""
+    return key if key.ndim else jax.random.split(key, count)
+
+
+def _walk(
+    logits: Logits,
+    images: Images,
+    labels: Labels,
+    start: Images,
+    *,
+    epsilon: Radius,
+    steps: int,
+    step_size: Radius | None,
+    targeted: bool | Bool[Array, ""],
+    norm: Norm,
+    bounds: Bounds,
+    momentum: float | None = None,
+) -> AttackResult:
+    """Take steps from `start`, within the ball about the images."""
+    length = REACH * epsilon / steps if step_size is None else step_size
+
+    def step(_: Array, state: tuple[Images, Images]) -> tuple[Images, Images]:
+        moved, velocity = state
+        gradient = input_gradient(logits, moved, labels, targeted)
+        if momentum is not None:
+            norm_1 = jnp.sum(jnp.abs(gradient), (1, 2, 3), keepdims=True)
+            gradient = velocity = momentum * velocity + gradient / _positive(norm_1)
+        moved = moved + length * _direction(gradient, norm)
+        return jnp.clip(images + project(moved - images, epsilon, norm), *bounds), velocity
+
+    moved, _ = jax.lax.fori_loop(0, steps, step, (start, jnp.zeros_like(images)))
+    return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted))
+
+
+def _sweep_fgsm(
+    logits: Logits,
+    images: Images,
+    labels: Int[Array, "objectives n"],
+    targeted: Bool[Array, " objectives"],
+    epsilons: Float[Array, " epsilons"],
+    *,
+    norm: Norm = "linf",
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
+    directions = jax.vmap(lambda row, aimed: _direction(input_gradient(logits, images, row, aimed), norm))(
+        labels, targeted
+    )
+
+    def move(epsilon: Float[Array, ""]) -> AttackResult:
+        moved = jnp.clip(images[None] + epsilon * directions, *bounds)
+        found = evaluate_logits(logits, moved.reshape(-1, *images.shape[1:])).reshape(*labels.shape, -1)
+        return AttackResult(moved, has_succeeded(found, labels, targeted[:, None]))
+
+    return jax.tree.map(lambda part: jnp.swapaxes(part, 0, 1), jax.lax.map(move, epsilons))
 
 
 def _direction(gradient: Images, norm: Norm) -> Images:
@@ -273,10 +343,6 @@ def _direction(gradient: Images, norm: Norm) -> Images:
 
 def _length(images: Images) -> Float[Array, "n 1 1 1"]:
     return jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3), keepdims=True))
-
-
-def _few(images: Images) -> int:
-    return max(1, AT_A_TIME // math.prod(images.shape[1:]))
 
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels

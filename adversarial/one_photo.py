@@ -1,4 +1,4 @@
-"""One photo under attack: what for, by how much, what it is taken for then, and whether that survives being saved."""
+"""One photo under attack: objectives, radii, predictions before and after it is saved as a PNG."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from adversarial.classifier import Class
-from adversarial.pixels import Epsilon, linf_grey_levels, most_grey_levels, round_inward, through_png
-from runtime.errors import UserError
+from adversarial.pixels import Epsilon, encode_png, linf_grey_levels, most_grey_levels, round_inward
+from latentlab.errors import UserError
 
 TOP = 4
 
@@ -21,7 +21,7 @@ in [0, 1], (T, E, n, h, w, 3)."""
 
 
 class Objective(NamedTuple):
-    """What an attack is for: away from the true class, or towards a target."""
+    """Where an attack goes: away from the true class, or towards a target."""
 
     name: str
     label: int
@@ -29,7 +29,7 @@ class Objective(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Swept:
+class Sweep:
     """What a photo became under every objective and ε.
 
     Attributes:
@@ -43,10 +43,10 @@ class Swept:
     after_png: Float[np.ndarray, "objectives epsilons classes"]
 
 
-def objectives(
+def make_objectives(
     order: Int[np.ndarray, " classes"], true: int, ranks: Sequence[int], chosen: Sequence[int], classes: Sequence[Class]
 ) -> list[Objective]:
-    """Untargeted, then a target for every rank, then the chosen classes.
+    """Return untargeted, then a target for every rank, then the chosen classes.
 
     Args:
         order: Classes from the likeliest to the least likely.
@@ -74,69 +74,70 @@ def objectives(
     return found
 
 
-def swept(
+def run_sweep(
     predict: Predict,
     attack: Attack,
     photo: Picture,
-    aims: Sequence[Objective],
-    radii: Sequence[Epsilon],
+    objectives: Sequence[Objective],
+    epsilons: Sequence[Epsilon],
     in_linf: bool = True,
-) -> Swept:
-    """Attacks a photo with every objective and ε at once, saves what comes out, and classifies both."""
-    labels, targeted = np.asarray([[aim.label] for aim in aims]), np.asarray([aim.targeted for aim in aims])
-    epsilons = np.asarray([radius.fraction for radius in radii], np.float32)
-    images = np.asarray(attack(photo[None], labels, targeted, epsilons))[:, :, 0]
-    rounded = round_inward(images, photo, most_grey_levels(radii, in_linf)[:, None, None, None])
-    pictures = np.stack([[through_png(picture)[1] for picture in row] for row in rounded])
-    return Swept(predict(images), pictures, predict(pictures))
+) -> Sweep:
+    """Attack a photo with every objective and ε at once, save the images, and classify both."""
+    labels = np.asarray([[objective.label] for objective in objectives])
+    targeted = np.asarray([objective.targeted for objective in objectives])
+    radii = np.asarray([epsilon.fraction for epsilon in epsilons], np.float32)
+    images = np.asarray(attack(photo[None], labels, targeted, radii))[:, :, 0]
+    rounded = round_inward(images, photo, most_grey_levels(epsilons, in_linf)[:, None, None, None])
+    pictures = np.stack([[encode_png(picture)[1] for picture in row] for row in rounded])
+    return Sweep(predict(images), pictures, predict(pictures))
 
 
-def described(
-    found: Swept,
+def describe_sweep(
+    found: Sweep,
     photo: Picture,
-    aims: Sequence[Objective],
-    radii: Sequence[Epsilon],
+    objectives: Sequence[Objective],
+    epsilons: Sequence[Epsilon],
     classes: Sequence[Class],
     attack: str,
 ) -> list[list[dict[str, Any]]]:
-    """For `results.json`: a row an objective, in it an entry an ε.
+    """Return a row for every objective, with an entry for every ε, for `results.json`.
 
     `confidence` is the probability of the top class; a success is a top class that is the target, or, untargeted, not
     the true one.
     """
 
     def entry(row: int, column: int) -> dict[str, Any]:
-        aim, radius = aims[row], radii[column]
+        objective, epsilon = objectives[row], epsilons[column]
         before, after = found.probabilities[row, column], found.after_png[row, column]
         tops = int(np.argmax(before)), int(np.argmax(after))
-        target = aim.label if aim.targeted else None
+        target = objective.label if objective.targeted else None
         return {
             "attack": attack,
-            "objective": aim.name,
+            "objective": objective.name,
             "target_index": target,
             "target_name": None if target is None else classes[target].name,
-            "epsilon": radius.value,
-            "epsilon_range": str(radius.range),
-            "epsilon_grey_levels": radius.grey_levels,
+            "epsilon": epsilon.value,
+            "epsilon_range": str(epsilon.range),
+            "epsilon_grey_levels": epsilon.grey_levels,
             "top1_index": tops[0],
             "top1_name": classes[tops[0]].name,
             "confidence": float(before[tops[0]]),
-            "true_class_probability": float(before[aims[0].label]),
+            "true_class_probability": float(before[objectives[0].label]),
             "target_probability": None if target is None else float(before[target]),
-            "success": (tops[0] == aim.label) == aim.targeted,
+            "success": (tops[0] == objective.label) == objective.targeted,
             "top1_name_after_png": classes[tops[1]].name,
             "confidence_after_png": float(after[tops[1]]),
-            "success_after_png": (tops[1] == aim.label) == aim.targeted,
+            "success_after_png": (tops[1] == objective.label) == objective.targeted,
             "linf_grey_levels": linf_grey_levels(found.pictures[row, column], photo),
         }
 
-    return [[entry(row, column) for column in range(len(radii))] for row in range(len(aims))]
+    return [[entry(row, column) for column in range(len(epsilons))] for row in range(len(objectives))]
 
 
-def top(
+def describe_top(
     probabilities: Float[np.ndarray, " classes"], classes: Sequence[Class], count: int = TOP
 ) -> list[dict[str, Any]]:
-    """The likeliest classes: index, name and probability."""
+    """Return the likeliest classes: index, name and probability."""
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [
         {"index": int(index), "name": classes[index].name, "probability": float(probabilities[index])}
@@ -144,20 +145,20 @@ def top(
     ]
 
 
-def summary(results: Mapping[str, Any]) -> str:
-    """What came out, in a few lines for the terminal."""
+def summarize(results: Mapping[str, Any]) -> str:
+    """Return the results in a few lines for the terminal."""
     first = results["attacks"][0]
-    radius = f"{first['epsilon']:g} of {first['epsilon_range']} ({first['epsilon_grey_levels']:.4g} grey levels)"
+    epsilon = f"{first['epsilon']:g} of {first['epsilon_range']} ({first['epsilon_grey_levels']:.4g} grey levels)"
     lines = [
         "taken for " + ", ".join(f"{one['name']} {one['probability']:.1%}" for one in results["top4"]),
-        f"after {results['attack']} with epsilon {radius}:",
+        f"after {results['attack']} with epsilon {epsilon}:",
     ]
     for entry in results["attacks"]:
-        aim = entry["objective"] + (f", {entry['target_name']}" if entry["target_name"] else "")
+        objective = entry["objective"] + (f", {entry['target_name']}" if entry["target_name"] else "")
         verdict = "reached" if entry["success"] else "missed"
         saved = "too" if entry["success"] == entry["success_after_png"] else "not" if entry["success"] else "though"
         lines.append(
-            f"  {aim}: {entry['top1_name']} {entry['confidence']:.1%}, {verdict}; "
+            f"  {objective}: {entry['top1_name']} {entry['confidence']:.1%}, {verdict}; "
             f"as PNG, ±{entry['linf_grey_levels']} grey levels, {saved}: "
             f"{entry['top1_name_after_png']} {entry['confidence_after_png']:.1%}"
         )

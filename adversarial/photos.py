@@ -14,8 +14,8 @@ from jaxtyping import Float32, Int, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from adversarial.pixels import GREY_LEVELS
-from runtime import limits
-from runtime.errors import UserError, first_line
+from latentlab.errors import UserError, first_line
+from latentlab.storage import limits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -34,7 +34,7 @@ class Photo(NamedTuple):
 
 
 def find(directory: Path) -> list[Path]:
-    """All photos below a directory by their suffix, sorted; hidden files and directories are left out.
+    """Return all photos below a directory by their suffix, sorted; hidden files and directories are left out.
 
     Raises:
         UserError: It is no directory, or holds no photo.
@@ -57,7 +57,7 @@ def find(directory: Path) -> list[Path]:
 
 
 def label_of(path: Path, root: Path, classes: Sequence[tuple[str, str]]) -> int:
-    """Index of a photo's class, as its path tells it.
+    """Return the index of a photo's class by its path.
 
     That is the name of the folder that the photo lies in: a class's name, WordNet id or index. For a photo in `root`
     itself it is the index after the last `_` of its name, as in `imagenet_00_243.jpg`.
@@ -90,7 +90,7 @@ def label_of(path: Path, root: Path, classes: Sequence[tuple[str, str]]) -> int:
 
 
 def read(path: Path, size: int) -> Photo:
-    """Reads a photo as `size` × `size` pixels of 8-bit RGB, rounded to the nearest grey level.
+    """Read a photo as `size` × `size` pixels of 8-bit RGB, rounded to the nearest grey level.
 
     It is turned upright as its EXIF says, laid on white where it is transparent, and of several frames the first.
 
@@ -119,8 +119,20 @@ def read(path: Path, size: int) -> Photo:
             ) from error
         except Exception as error:  # Pillow's readers raise many types for damaged files
             raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
-    levels = np.rint(GREY_LEVELS * resized(np.asarray(rgb), size))
+    levels = np.rint(GREY_LEVELS * resize(np.asarray(rgb), size))
     return Photo(levels.astype(np.uint8), tuple(notes))
+
+
+def from_pixels(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Photo:
+    """Return pixels 0…255 as a photo of `size` × `size`.
+
+    Raises:
+        UserError: They are not uint8 (h, w, 3).
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise UserError(f"photo: is {pixels.dtype} {pixels.shape}, expected uint8 (height, width, 3)")
+    levels = np.rint(GREY_LEVELS * resize(pixels, size))
+    return Photo(levels.astype(np.uint8), ())
 
 
 def _check_sides(path: Path, image: Image.Image) -> None:
@@ -166,8 +178,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(levels * (GREY_LEVELS / SIXTEEN_BITS)).astype(np.uint8))
 
 
-def resized(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Float32[np.ndarray, "size size 3"]:
-    """Pixels divided by 255 and interpolated bilinearly at size × size points, in [0, 1].
+def resize(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Float32[np.ndarray, "size size 3"]:
+    """Return pixels divided by 255 and interpolated bilinearly at size × size points, in [0, 1].
 
     Point i of a side of n pixels lies at (i + ½) · n / size - ½ between its two neighbours there, the outermost pixels
     going on beyond the edge. As in TensorFlow that is reckoned in float32.

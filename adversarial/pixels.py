@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from runtime.errors import UserError
+from latentlab.errors import UserError
 
 GREY_LEVELS = 255
 SLACK = 1e-3  # of a grey level: what float32 arithmetic may have lost on the way from an exact level
@@ -73,15 +73,17 @@ class Epsilon:
         return f"{self.value:g} of {self.range} ({self.grey_levels:.4g} grey levels)"
 
 
-def most_grey_levels(radii: Sequence[Epsilon], in_linf: bool = True) -> Int[np.ndarray, " epsilons"]:
-    """How far a pixel may move at every ε, for `round_inward`; a radius in L2 bounds no single pixel."""
-    return np.asarray([radius.whole_grey_levels if in_linf else GREY_LEVELS for radius in radii])
+def most_grey_levels(epsilons: Sequence[Epsilon], in_linf: bool = True) -> Int[np.ndarray, " epsilons"]:
+    """Return how far a pixel may move at every ε, for `round_inward`; a radius in L2 bounds no single pixel."""
+    return np.asarray([epsilon.whole_grey_levels if in_linf else GREY_LEVELS for epsilon in epsilons])
 
 
 def round_inward(
-    adversarial: Float[np.ndarray, "*batch h w c"], original: Pixels, most: int | np.ndarray = GREY_LEVELS
-) -> Pixels:
-    """Adversarial pixels in [0, 1] as grey levels, each between the original and what it was, at most `most` away.
+    adversarial: Float[np.ndarray, "*more h w c"],
+    original: UInt8[np.ndarray, "*batch h w c"],
+    most: int | np.ndarray = GREY_LEVELS,
+) -> UInt8[np.ndarray, "*more h w c"]:
+    """Return adversarial pixels in [0, 1] as grey levels, rounded towards the original and at most `most` away from it.
 
     Raises:
         ValueError: The shapes do not go together.
@@ -94,12 +96,12 @@ def round_inward(
 
 
 def linf_grey_levels(one: Pixels, other: Pixels) -> int:
-    """The largest difference between two pictures at any pixel, in grey levels."""
+    """Return the largest difference between two pictures at any pixel, in grey levels."""
     return int(np.max(np.abs(one.astype(np.int16) - other), initial=0))
 
 
-def through_png(image: UInt8[np.ndarray, "h w 3"]) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
-    """A picture as the bytes of a PNG, and what is read back from them."""
+def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> tuple[bytes, UInt8[np.ndarray, "h w 3"]]:
+    """Encode a picture as a PNG, and return its bytes and what is read back from them."""
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, "PNG")
     with Image.open(io.BytesIO(packed.getvalue())) as read:

@@ -1,50 +1,97 @@
 """The share of photos that a classifier still recognises when each is moved by up to ε: its robust accuracy."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key, UInt8
 from scipy.stats import binomtest
 
-from adversarial.one_photo import Attack, Predict
-from adversarial.pixels import Epsilon, most_grey_levels, round_inward
-from runtime.check import ArrayForm
+from adversarial.attacks import SweptAttack, evaluate_logits
+from adversarial.classifier import Classifier, in_unit_range
+from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, most_grey_levels
+from latentlab.parallel import LocalRows, batched_apply
+from latentlab.storage.check import ArrayForm
 
 ACCURACIES = tuple(f"{kind}{end}" for kind in ("accuracy", "accuracy_8_bit") for end in ("", "_low", "_high"))
 FORM = {name: ArrayForm((None,), "float64") for name in ("epsilons", "grey_levels", *ACCURACIES)}
 """What `robustness.npz` holds."""
 
 
-def recognised(
-    predict: Predict,
-    attack: Attack,
-    pixels: UInt8[np.ndarray, "n h w 3"],
+class Recognized(NamedTuple):
+    """Which photos are recognised at every ε, as attacked and after rounding to the 8-bit grid."""
+
+    as_floats: Bool[Array | np.ndarray, "n epsilons"]
+    on_grid: Bool[Array | np.ndarray, "n epsilons"]
+
+
+def recognize(
+    classifier: Classifier,
+    attack: SweptAttack,
+    keys: Key[Array, " n"],
+    photos: UInt8[np.ndarray, "n h w 3"] | LocalRows,
     labels: Int[np.ndarray, " n"],
-    radii: Sequence[Epsilon],
-    in_linf: bool = True,
-) -> tuple[Bool[np.ndarray, "epsilons n"], Bool[np.ndarray, "epsilons n"]]:
-    """Which photos the classifier still recognises after an untargeted attack: as floats, and on the 8-bit grid."""
-    epsilons = np.asarray([radius.fraction for radius in radii], np.float32)
-    images = np.asarray(attack(pixels, labels[None], np.asarray([False]), epsilons))[0]
-    rounded = round_inward(images, pixels, most_grey_levels(radii, in_linf)[:, None, None, None, None])
-    as_floats, on_grid = (predict(kind).argmax(axis=-1) == labels for kind in (images, rounded))
-    return as_floats, on_grid
+    epsilons: Sequence[Epsilon],
+    batch_size: int,
+) -> Recognized:
+    """Attack photos untargeted at every ε, and test whether the classifier still recognises them.
+
+    Attack, rounding and both predictions are one compiled call: photos go in as uint8, truth values come out.
+
+    Args:
+        classifier: What is attacked.
+        attack: The attack and its settings.
+        keys: A key of every photo.
+        photos: Pixels 0…255, or those that this process has read.
+        labels: True classes.
+        epsilons: Radii.
+        batch_size: Photos that a device takes at a time.
+    """
+    radii = np.asarray([epsilon.fraction for epsilon in epsilons], np.float32)
+    most = most_grey_levels(epsilons, attack.norm == "linf").astype(np.float32)
+    rows = (photos, np.asarray(jax.random.key_data(keys)), labels)
+    settings: dict[str, Any] = {"batch_size": batch_size, "shared": (classifier, radii, most), "static": (attack,)}
+    found: Recognized = batched_apply(_recognize_rows, *rows, **settings)
+    return found
 
 
-def estimate(rows: Sequence[Mapping[str, Any]], radii: Sequence[Epsilon]) -> dict[str, Float[np.ndarray, " epsilons"]]:
-    """Accuracy against ε with 95 % Wilson intervals, of attacked images as floats and on the 8-bit grid.
+def _recognize_rows(
+    attack: SweptAttack, shared: tuple[Classifier, Array, Array], photos: Array, key_data: Array, labels: Array
+) -> Recognized:
+    classifier, radii, most = shared
+    keys, images = jax.random.wrap_key_data(key_data), in_unit_range(photos)
+    swept = attack(keys, classifier.logits, images, labels[None], jnp.asarray([False]), radii).images[0]
+    pixels = photos.astype(jnp.float32)[None]
+    difference = swept * GREY_LEVELS - pixels
+    levels = jnp.trunc(difference + SLACK * jnp.sign(difference))
+    most = most[:, None, None, None, None]
+    rounded = jnp.clip(pixels + jnp.clip(levels, -most, most), 0, GREY_LEVELS) / GREY_LEVELS
+
+    def is_recognized(images: Float[Array, "epsilons n h w c"]) -> Bool[Array, "n epsilons"]:
+        logits = evaluate_logits(classifier.logits, images.reshape(-1, *images.shape[2:]))
+        return labels[:, None] == jnp.argmax(logits, axis=-1).reshape(images.shape[:2]).T
+
+    return Recognized(is_recognized(swept), is_recognized(rounded))
+
+
+def estimate_accuracy(
+    rows: Sequence[Mapping[str, Any]], epsilons: Sequence[Epsilon]
+) -> dict[str, Float[np.ndarray, " epsilons"]]:
+    """Return accuracy against ε with 95 % Wilson intervals, of attacked images as floats and on the 8-bit grid.
 
     A photo counts as recognised at ε if no attack with that ε or a smaller one has fooled the network, for its images
     are within ε too. Wilson 1927, doi 10.1080/01621459.1927.10502953.
 
     Args:
         rows: A photo each, with `correct` and `correct_8_bit`, a truth value an ε.
-        radii: The ε, in ascending order.
+        epsilons: The ε, in ascending order.
     """
     found = {
-        "epsilons": np.asarray([radius.value for radius in radii], np.float64),
-        "grey_levels": np.asarray([radius.grey_levels for radius in radii], np.float64),
+        "epsilons": np.asarray([epsilon.value for epsilon in epsilons], np.float64),
+        "grey_levels": np.asarray([epsilon.grey_levels for epsilon in epsilons], np.float64),
     }
     for name in ("correct", "correct_8_bit"):
         survived = np.logical_and.accumulate(np.asarray([row[name] for row in rows], bool), axis=1)
@@ -52,16 +99,16 @@ def estimate(rows: Sequence[Mapping[str, Any]], radii: Sequence[Epsilon]) -> dic
     return found
 
 
-def described(found: Mapping[str, np.ndarray], radii: Sequence[Epsilon]) -> list[dict[str, Any]]:
-    """An entry an ε for `results.json`."""
+def describe_accuracy(found: Mapping[str, np.ndarray], epsilons: Sequence[Epsilon]) -> list[dict[str, Any]]:
+    """Return an entry for every ε, for `results.json`."""
     return [
         {
-            "epsilon": radius.value,
-            "epsilon_range": str(radius.range),
-            "epsilon_grey_levels": radius.grey_levels,
+            "epsilon": epsilon.value,
+            "epsilon_range": str(epsilon.range),
+            "epsilon_grey_levels": epsilon.grey_levels,
             **{name: float(found[name][column]) for name in ACCURACIES},
         }
-        for column, radius in enumerate(radii)
+        for column, epsilon in enumerate(epsilons)
     ]
 
 
@@ -75,8 +122,8 @@ def _shares(name: str, survived: Bool[np.ndarray, "photos epsilons"]) -> dict[st
     }
 
 
-def summary(results: Mapping[str, Any]) -> str:
-    """What came out, in a few lines for the terminal."""
+def summarize(results: Mapping[str, Any]) -> str:
+    """Return the results in a few lines for the terminal."""
     lines = [f"{results['photos']} photos, clean accuracy {results['clean_accuracy']:.1%}; robust accuracy:"]
     for entry in results["robust_accuracy"]:
         lines.append(

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from adversarial.mobilenet_v2 import MobileNetV2, multiple_of_8
-from runtime import hdf5, keras_weights
-from runtime.errors import UserError
+from latentlab.errors import UserError
+from latentlab.storage import hdf5, keras_weights
 
 Variables = dict[str, Any]
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 
 
 def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Variables]:
-    """A network as wide and with as many classes as its weights say, and its variables.
+    """Return a network as wide and with as many classes as its weights say, and its variables.
 
     Raises:
         UserError: The file is missing, damaged, or of another network: the first weight that is missing, extra or
@@ -38,7 +38,7 @@ def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Variables]:
 
 
 def input_size(path: Path) -> int | None:
-    """Height of the images that the model in a file was built for; None where the file does not tell."""
+    """Return the height of the images that the model in a file was built for; None where the file does not tell."""
 
     def shapes(config: Any) -> Iterator[Any]:
         inner = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()

@@ -22,21 +22,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from jax.experimental.compilation_cache import compilation_cache
 
 from adversarial import attacks
 from benchmarks import fgsm_ours, fgsm_work
 from latent_arith import directions
-from latent_arith.config import SEED as FACES
-from latent_arith.faces import ATTRIBUTES
-from latent_arith.models import FaceVae, pixels_of, posterior_means
-from latent_arith.nets import LATENT_DIM as FACES_LATENT
-from runtime.errors import UserError
-from runtime.run_directory import describe_machine, write_json
-from vae import evaluate, experiment, models, train
-from vae.config import SEED as DIGITS
-from vae.config import Precision
+from latent_arith import experiment as faces
+from latent_arith.config import ORIGINAL as FACES
+from latent_arith.datasets.synthetic_faces import ATTRIBUTES
+from latent_arith.model import FaceVae, decode_rows, encode_rows
+from latentlab.config import Precision
+from latentlab.errors import UserError
+from latentlab.model import LatentVariableModel, Variables
+from latentlab.parallel import vmap_seeds
+from latentlab.storage.run_directory import describe_machine, write_json
+from latentlab.training.loop import Schedule, train_epoch
+from latentlab.training.optimizer import adam
+from latentlab.training.state import TrainState, init_state, train_step
+from vae import evaluate, experiment
+from vae.config import ORIGINAL as DIGITS
 
 SECONDS, MOST_REPEATS, FEWEST_REPEATS = 3.0, 50, 3
 
@@ -205,31 +211,38 @@ def _warm(call: Callable[[], Any], budget: float) -> list[float]:
 
 
 def digits_step(sizes: Sizes, precision: Precision) -> Work:
-    """A training step of the digits' VAE."""
-    model, optimizer = _digits_vae(precision), experiment.optimizer(DIGITS)
-    step = partial(train.train_step, loss=model.loss, optimizer=optimizer)
-    state = train.init_state(jax.random.key(0), model.init, optimizer)
+    """Return a training step of the digits' VAE."""
+    model = experiment.make_vae(replace(DIGITS, precision=precision))
+    step, state = _step(model, adam(DIGITS.learning_rate, DIGITS.adam_epsilon))
     arguments = state, _pixels(sizes.batch, 28, 1), jnp.ones(sizes.batch)
     return Work(f"digit VAE, a training step of {sizes.batch}", sizes.batch, Program(step, arguments))
 
 
 def digits_epoch(sizes: Sizes, precision: Precision) -> Work:
-    """An epoch of such steps, as one scan, under `vmap` over seeds."""
+    """Return an epoch of such steps, as one scan, of several seeds under `vmap`."""
     step = digits_step(sizes, precision).program
-    epoch = partial(train.train_epoch, batch_size=sizes.batch, **step.function.keywords)  # type: ignore[attr-defined]
-    states = jax.tree.map(lambda leaf: jnp.stack([leaf] * sizes.seeds), step.arguments[0])
-    program = Program(jax.vmap(epoch, in_axes=(0, None)), (states, _pixels(sizes.digits, 28, 1)))
-    steps = sizes.seeds * train.steps_per_epoch(sizes.digits, sizes.batch)
+    schedule = Schedule(sizes.digits, sizes.batch, 1, sizes.digits, 1)
+
+    def run_epoch(state: TrainState, images: Array) -> Any:
+        return train_epoch(state, images, schedule, step.function)
+
+    state = step.arguments[0]
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf] * sizes.seeds), state) if sizes.seeds > 1 else state
+    program = Program(vmap_seeds(run_epoch, sizes.seeds, (0, None)), (states, _pixels(sizes.digits, 28, 1)))
     title = f"digit VAE, an epoch of {sizes.digits:,}" + (f", {sizes.seeds} seeds" if sizes.seeds > 1 else "")
-    return Work(title, sizes.seeds * sizes.digits, program, ((steps, step),))
+    return Work(title, sizes.seeds * sizes.digits, program, ((sizes.seeds * schedule.steps_per_epoch, step),))
 
 
 def digits_grid(sizes: Sizes, precision: Precision) -> Work:
-    """The latent plane, decoded."""
-    model = _digits_vae(precision)
-    params = jax.tree.map(lambda leaf: leaf[None], model.init(jax.random.key(0)))
+    """Return the latent plane, decoded, as many points a call as the experiment decodes."""
+    model = experiment.make_vae(replace(DIGITS, precision=precision))
+    variables = model.init(jax.random.key(0))
+
+    def decode(variables: Variables, latents: Array) -> Array:
+        return jax.vmap(partial(evaluate.decode_latent, model, variables))(latents)
+
     few, all_of_them = (
-        Program(partial(evaluate.decode, model), (params, jax.random.normal(jax.random.key(1), (1, count, 2))))
+        Program(decode, (variables, jax.random.normal(jax.random.key(1), (count, model.latent_dim))))
         for count in (evaluate.EXAMPLES_PER_BATCH, sizes.grid)
     )
     title = f"digit VAE, a grid of {sizes.grid} decoded"
@@ -237,38 +250,37 @@ def digits_grid(sizes: Sizes, precision: Precision) -> Work:
 
 
 def face_step(sizes: Sizes, precision: Precision) -> Work:
-    """A training step of the face VAE."""
-    model = FaceVae(FACES.dropout, FACES.reconstruction_weight, precision)
-    optimizer = train.adam(FACES.learning_rate, FACES.adam_epsilon)
-    step = partial(train.train_step, loss=model.loss, optimizer=optimizer)
-    state = train.init_state(jax.random.key(0), model.init, optimizer)
+    """Return a training step of the face VAE."""
+    model = faces.make_model(replace(FACES, precision=precision))
+    step, state = _step(model, adam(FACES.learning_rate, FACES.adam_epsilon))
     arguments = state, _pixels(sizes.batch, 128, 3), jnp.ones(sizes.batch)
     return Work(f"face VAE, a training step of {sizes.batch}", sizes.batch, Program(step, arguments))
 
 
 def face_encode(sizes: Sizes, precision: Precision) -> Work:
-    """Posterior means of faces."""
-    program = Program(posterior_means, (_face_params(), _pixels(sizes.faces, 128, 3)))
+    """Return posterior means of faces."""
+    program = Program(partial(encode_rows, FaceVae()), (_face_variables(), _pixels(sizes.faces, 128, 3)))
     return Work(f"face VAE, {sizes.faces} encoded", sizes.faces, program)
 
 
 def face_decode(sizes: Sizes, precision: Precision) -> Work:
-    """Faces from latents."""
-    latents = jax.random.normal(jax.random.key(1), (sizes.faces, FACES_LATENT))
-    return Work(f"face VAE, {sizes.faces} decoded", sizes.faces, Program(pixels_of, (_face_params(), latents)))
+    """Return faces from latents."""
+    latents = jax.random.normal(jax.random.key(1), (sizes.faces, FACES.latent_dim))
+    program = Program(partial(decode_rows, FaceVae()), (_face_variables(), latents))
+    return Work(f"face VAE, {sizes.faces} decoded", sizes.faces, program)
 
 
 def face_directions(sizes: Sizes, precision: Precision) -> Work:
-    """What the direction pass computes of a block of images, all attributes at once."""
+    """Return what the direction pass computes of a block of images, all attributes at once."""
     count, attributes = 10 * sizes.faces, sizes.attributes
 
-    def block(params: Any, moments: Any, pixels: Array, signs: Array, weights: Array) -> Any:
-        return directions.updated(moments, posterior_means(params, pixels), signs, weights)
+    def measure_block(variables: Variables, moments: Any, pixels: Array, signs: Array, weights: Array) -> Any:
+        return directions.update_moments(moments, encode_rows(FaceVae(), variables, pixels), signs, weights)
 
     signs = jax.random.choice(jax.random.key(2), jnp.asarray([-1, 1], jnp.int8), (count, attributes))
-    moments = directions.no_moments(attributes, FACES_LATENT)
-    arguments = _face_params(), moments, _pixels(count, 128, 3), signs, jnp.ones(signs.shape)
-    return Work(f"direction pass, {count} faces, {attributes} attributes", count, Program(block, arguments))
+    moments = directions.init_moments(1, attributes, FACES.latent_dim)
+    arguments = _face_variables(), moments, _pixels(count, 128, 3), signs, jnp.ones((1, *signs.shape))
+    return Work(f"direction pass, {count} faces, {attributes} attributes", count, Program(measure_block, arguments))
 
 
 def forward(sizes: Sizes, precision: Precision, count: int | None = None) -> Work:
@@ -276,7 +288,7 @@ def forward(sizes: Sizes, precision: Precision, count: int | None = None) -> Wor
     count = count or sizes.photos[1]
 
     def logits(variables: Any, images: Array) -> Array:
-        return attacks.evaluated(fgsm_ours.logits_of(variables), images)
+        return attacks.evaluate_logits(fgsm_ours.logits_of(variables), images)
 
     program = Program(logits, (fgsm_ours.variables_on_device(), _photos(sizes, count)))
     return Work(f"MobileNetV2, logits of {count}", count, program)
@@ -299,7 +311,8 @@ def sweep(sizes: Sizes, precision: Precision) -> Work:
     targeted, epsilons = jnp.arange(sizes.objectives) > 0, jnp.linspace(1, 10, sizes.epsilons) / 255
 
     def swept(variables: Any, images: Array, rows: Array) -> Any:
-        return attacks.sweep(fgsm_ours.logits_of(variables), images, rows, targeted, epsilons)
+        logits = fgsm_ours.logits_of(variables)
+        return attacks.sweep(attacks.fgsm, jax.random.key(0), logits, images, rows, targeted, epsilons)
 
     def gradients(variables: Any, images: Array, rows: Array) -> Array:
         logits = fgsm_ours.logits_of(variables)
@@ -321,7 +334,7 @@ def pgd(sizes: Sizes, precision: Precision) -> Work:
         logits, epsilon = fgsm_ours.logits_of(variables), fgsm_work.EPSILON
         size = fgsm_ours.PGD_STEP * epsilon
         keys = jax.random.split(key, len(labels))
-        return attacks.pgd(keys, logits, images, labels, epsilon, step_size=size, steps=steps)
+        return attacks.pgd(keys, logits, images, labels, epsilon=epsilon, step_size=size, steps=steps)
 
     def one_gradient(key: Array, variables: Any, images: Array, labels: Array) -> Array:
         return attacks.input_gradient(fgsm_ours.logits_of(variables), images, labels, jnp.asarray(False))
@@ -358,12 +371,15 @@ HEADINGS = (
 )
 
 
-def _digits_vae(precision: Precision) -> models.Model:
-    return models.variational_autoencoder(replace(DIGITS, precision=precision))
+def _step(model: LatentVariableModel, optimizer: optax.GradientTransformation) -> tuple[Callable[..., Any], TrainState]:
+    """Return a training step of a model and the state that it begins with."""
+    step = partial(train_step, loss=partial(model.loss, train=True), optimizer=optimizer)
+    return step, init_state(jax.random.key(0), model.init, optimizer)
 
 
-def _face_params() -> Any:
-    return jax.jit(FaceVae().init)(jax.random.key(0))
+def _face_variables() -> Variables:
+    variables: Variables = jax.jit(FaceVae().init)(jax.random.key(0))
+    return variables
 
 
 def _pixels(count: int, side: int, channels: int) -> Array:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from benchmarks import face_work
-from latent_arith.config import SEED
+from latent_arith.config import ORIGINAL
 
 ENCODED_AT_ONCE = 50
 
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
             convolution = nn.Conv(features, kernel_size=(3, 3), strides=(2, 2), kernel_init=GLOROT)
             hidden = _normalized(convolution(hidden), self.train)
             if index:
-                hidden = nn.Dropout(SEED.dropout, deterministic=not self.train)(hidden)
+                hidden = nn.Dropout(ORIGINAL.dropout, deterministic=not self.train)(hidden)
         hidden = hidden.reshape(len(images), -1)
         return nn.Dense(200, kernel_init=GLOROT)(hidden), nn.Dense(200, kernel_init=GLOROT)(hidden)
 
@@ -47,13 +47,13 @@ class Vae(nn.Module):
         latent = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
         hidden = nn.Dense(4096, kernel_init=GLOROT)(latent).reshape(-1, 8, 8, 64)
         for features in (64, 64, 32):
-            hidden = nn.Dropout(SEED.dropout, deterministic=False)(_normalized(transposed(features)(hidden), True))
+            hidden = nn.Dropout(ORIGINAL.dropout, deterministic=False)(_normalized(transposed(features)(hidden), True))
         return transposed(3)(hidden), mean, log_variance
 
 
 def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Trains on the images."""
-    optimizer = optax.adam(SEED.learning_rate, eps=SEED.adam_epsilon)
+    optimizer = optax.adam(ORIGINAL.learning_rate, eps=ORIGINAL.adam_epsilon)
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: Any, pixels: Array) -> tuple[Any, Array]:
@@ -68,7 +68,7 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
             logits, mean, log_variance = outputs
             cross_entropy = jnp.mean(nn.softplus(logits) - batch * logits)
             kl = -0.5 * jnp.sum(1 + log_variance - mean**2 - jnp.exp(log_variance)) / len(batch)
-            return SEED.reconstruction_weight * cross_entropy + kl, moved
+            return ORIGINAL.reconstruction_weight * cross_entropy + kl, moved
 
         (value, moved), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
         updates, optimizer_state = optimizer.update(gradients, optimizer_state)
@@ -79,7 +79,7 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
         variables = Vae().init({"params": key, "dropout": key}, jnp.zeros((1, 128, 128, 3)), key)
         return variables, optimizer.init(variables["params"]), key
 
-    state = initial_state(jax.random.key(SEED.seed))
+    state = initial_state(jax.random.key(ORIGINAL.seed))
 
     def keep(batch: np.ndarray) -> Array:
         nonlocal state
@@ -92,7 +92,7 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
 def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Encodes all images, as many at once as is quickest."""
     network = Encoder(False)
-    variables = jax.jit(network.init)(jax.random.key(SEED.seed), jnp.zeros((1, 128, 128, 3)))
+    variables = jax.jit(network.init)(jax.random.key(ORIGINAL.seed), jnp.zeros((1, 128, 128, 3)))
 
     @jax.jit
     def means_of(variables: Any, pixels: Array) -> Array:

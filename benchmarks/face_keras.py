@@ -12,7 +12,7 @@ from keras import layers
 
 from benchmarks import face_work
 from benchmarks.mnist_keras import training
-from latent_arith.config import SEED
+from latent_arith.config import ORIGINAL
 
 
 def networks() -> tuple[keras.Model, keras.Model]:
@@ -25,14 +25,14 @@ def networks() -> tuple[keras.Model, keras.Model]:
     for index, features in enumerate((32, 64, 64, 64)):
         hidden = normalized(layers.Conv2D(features, 3, 2, padding="same")(hidden))
         if index:
-            hidden = layers.Dropout(SEED.dropout)(hidden)
+            hidden = layers.Dropout(ORIGINAL.dropout)(hidden)
     hidden = layers.Flatten()(hidden)
     encoder = keras.Model(images, [layers.Dense(200)(hidden), layers.Dense(200)(hidden)])
     latents = keras.Input((200,))
     hidden = layers.Reshape((8, 8, 64))(layers.Dense(4096)(latents))
     for features in (64, 64, 32):
         hidden = normalized(layers.Conv2DTranspose(features, 3, 2, padding="same")(hidden))
-        hidden = layers.Dropout(SEED.dropout)(hidden)
+        hidden = layers.Dropout(ORIGINAL.dropout)(hidden)
     return encoder, keras.Model(latents, layers.Conv2DTranspose(3, 3, 2, padding="same")(hidden))
 
 
@@ -40,7 +40,7 @@ def tensorflow_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[floa
     """Trains on the images, with `training=True` (without it BatchNorm and Dropout are inert)."""
     import tensorflow as tf
 
-    encoder, decoder, optimizer = training(networks, SEED)
+    encoder, decoder, optimizer = training(networks, ORIGINAL)
     variables = encoder.trainable_variables + decoder.trainable_variables
 
     @tf.function
@@ -52,7 +52,7 @@ def tensorflow_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[floa
             logits = decoder(latent, training=True)
             cross_entropy = tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(batch, logits))
             kl = -0.5 * tf.reduce_sum(1 + log_variance - mean**2 - tf.exp(log_variance)) / len(batch)
-            loss = SEED.reconstruction_weight * cross_entropy + kl
+            loss = ORIGINAL.reconstruction_weight * cross_entropy + kl
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 
@@ -64,7 +64,7 @@ def jax_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], lis
     import jax
     import jax.numpy as jnp
 
-    encoder, decoder, optimizer = training(networks, SEED)
+    encoder, decoder, optimizer = training(networks, ORIGINAL)
 
     def loss_of(weights: Any, others: Any, batch: Any, key: Any) -> Any:
         (mean, log_variance), of_encoder = encoder.stateless_call(weights[0], others[0], batch, training=True)
@@ -72,7 +72,7 @@ def jax_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], lis
         logits, of_decoder = decoder.stateless_call(weights[1], others[1], latent, training=True)
         cross_entropy = jnp.mean(jax.nn.softplus(logits) - batch * logits)
         kl = -0.5 * jnp.sum(1 + log_variance - mean**2 - jnp.exp(log_variance)) / len(batch)
-        return SEED.reconstruction_weight * cross_entropy + kl, (of_encoder, of_decoder)
+        return ORIGINAL.reconstruction_weight * cross_entropy + kl, (of_encoder, of_decoder)
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: Any, pixels: Any) -> Any:
@@ -86,7 +86,7 @@ def jax_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], lis
 
     weights = tuple([variable.value for variable in model.trainable_variables] for model in (encoder, decoder))
     others = tuple([variable.value for variable in model.non_trainable_variables] for model in (encoder, decoder))
-    state = weights, others, [variable.value for variable in optimizer.variables], jax.random.key(SEED.seed)
+    state = weights, others, [variable.value for variable in optimizer.variables], jax.random.key(ORIGINAL.seed)
 
     def keep(batch: np.ndarray) -> Any:
         nonlocal state

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks import face_work
 from benchmarks.torch_device import fastest_device
-from latent_arith.config import SEED
+from latent_arith.config import ORIGINAL
 
 ENCODED_AT_ONCE = 25
 
@@ -45,7 +45,7 @@ class Vae(nn.Module):
         for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             hidden = functional.leaky_relu(norm(convolution(hidden)), 0.3)
             if index:
-                hidden = functional.dropout(hidden, SEED.dropout, self.training)
+                hidden = functional.dropout(hidden, ORIGINAL.dropout, self.training)
         hidden = hidden.flatten(1)
         return self.mean(hidden), self.log_variance(hidden)
 
@@ -56,7 +56,7 @@ class Vae(nn.Module):
         hidden = self.dense(latent).reshape(-1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
         for transposed, norm in zip(self.transposed[:-1], self.transposed_norms, strict=True):
             hidden = functional.leaky_relu(norm(transposed(hidden)), 0.3)
-            hidden = functional.dropout(hidden, SEED.dropout, self.training)
+            hidden = functional.dropout(hidden, ORIGINAL.dropout, self.training)
         return self.transposed[-1](hidden), mean, log_variance
 
 
@@ -83,14 +83,14 @@ def compiled_encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[floa
 def _steps(images: np.ndarray, repeats: int, compiled: Compiled) -> tuple[list[float], list[float]]:
     device = fastest_device()
     model = _network(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=SEED.learning_rate, eps=SEED.adam_epsilon, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=ORIGINAL.learning_rate, eps=ORIGINAL.adam_epsilon, fused=True)
 
     @compiled
     def loss_of(pixels: torch.Tensor) -> torch.Tensor:
         logits, mean, log_variance = model(pixels)
         cross_entropy = functional.binary_cross_entropy_with_logits(logits, pixels)
         kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum() / len(pixels)
-        return SEED.reconstruction_weight * cross_entropy + kl
+        return ORIGINAL.reconstruction_weight * cross_entropy + kl
 
     def step(batch: np.ndarray) -> torch.Tensor:
         optimizer.zero_grad()
@@ -116,7 +116,7 @@ def _encodings(images: np.ndarray, repeats: int, compiled: Compiled) -> tuple[li
 
 
 def _network(device: torch.device) -> Any:
-    torch.manual_seed(SEED.seed)
+    torch.manual_seed(ORIGINAL.seed)
     model: Any = Vae()
     return model.to(device, memory_format=torch.channels_last)
 

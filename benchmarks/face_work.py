@@ -11,7 +11,7 @@ from typing import SupportsFloat
 import numpy as np
 
 from benchmarks.side_by_side import time_repeats
-from latent_arith.config import SEED
+from latent_arith.config import ORIGINAL
 
 
 def images(count: int) -> np.ndarray:
@@ -22,7 +22,7 @@ def images(count: int) -> np.ndarray:
 
 def steps(images: np.ndarray) -> int:
     """Steps of one repeat, which sees every image once; their mean is the time of a step."""
-    return -(-len(images) // SEED.batch_size)
+    return -(-len(images) // ORIGINAL.batch_size)
 
 
 def batches(images: np.ndarray) -> Iterator[np.ndarray]:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from benchmarks import fgsm_work
-from runtime.keras_weights import FLAX_TO_KERAS
+from latentlab.storage.keras_weights import FLAX_TO_KERAS
 
 
 def tensorflow_gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:

@@ -35,9 +35,9 @@ def sweep_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
     variables, rows = variables_on_device(), objectives(len(images))
 
     @jax.jit
-    def sweep(variables: Any, pixels: Array, rows: Array) -> attacks.Attacked:
-        targeted = jnp.arange(1 + TARGETS) > 0
-        return attacks.sweep(logits_of(variables), pixels, rows, targeted, jnp.asarray(EPSILONS))
+    def sweep(variables: Any, pixels: Array, rows: Array) -> attacks.AttackResult:
+        targeted, epsilons = jnp.arange(1 + TARGETS) > 0, jnp.asarray(EPSILONS)
+        return attacks.sweep(attacks.fgsm, jax.random.key(0), logits_of(variables), pixels, rows, targeted, epsilons)
 
     def work() -> np.ndarray:
         return jax.device_get(sweep(variables, images, rows)).images
@@ -54,7 +54,8 @@ def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[flo
         logits, epsilon = logits_of(variables), fgsm_work.EPSILON
         step_size = PGD_STEP * epsilon
         every = jax.random.split(key, len(labels))
-        return attacks.pgd(every, logits, pixels, labels, epsilon, step_size=step_size, steps=PGD_STEPS).images
+        settings: dict[str, Any] = {"epsilon": epsilon, "step_size": step_size, "steps": PGD_STEPS}
+        return attacks.pgd(every, logits, pixels, labels, **settings).images
 
     keys = iter(jax.random.split(jax.random.key(0), repeats))
 

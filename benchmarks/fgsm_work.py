@@ -12,7 +12,7 @@ import numpy as np
 
 from adversarial.mobilenet_v2 import MobileNetV2
 from benchmarks.side_by_side import time_repeats
-from runtime.keras_weights import paths
+from latentlab.storage.keras_weights import paths
 
 SIZE, CLASSES, EPSILON = 224, 1000, 2 / 255
 Attack = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, float]]

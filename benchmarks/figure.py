@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from runtime import figures
-from runtime.errors import UserError
+from latentlab import figures
+from latentlab.errors import UserError
 
 LABELS = {
     "mnist_epoch": "digit VAE, an epoch\n1,000 images",

@@ -23,8 +23,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks import bench, side_by_side
 from benchmarks.bench import Sizes
-from runtime import figures, huge_pages
-from runtime.errors import UserError
+from latentlab import figures
+from latentlab.errors import UserError
 
 PANELS = {
     "batch": "images of a batch",
@@ -34,6 +34,9 @@ PANELS = {
     "seeds": "seeds at once",
 }
 """What grows, by panel of the figure."""
+
+HUGE_PAGES = "GLIBC_TUNABLES"
+"""Variable that asks glibc for huge pages, which XLA's temporary arrays gain by."""
 
 START = "start"
 """Name of the curve that is none: seconds of whole commands, started twice."""
@@ -92,18 +95,18 @@ CURVES = {
 STARTED = ("vae", "latent-arith", "adversarial")
 FIRST_STEP = """
 import os, sys, time
-from vae import train
-steps_on_images = train.steps_on_images
+from latentlab import cli
+from vae import experiment
+resident_train_steps = experiment.resident_train_steps
 def stopped(*args, **kwargs):
-    run = steps_on_images(*args, **kwargs)
+    run = resident_train_steps(*args, **kwargs)
     def first(state, count):
         run(state, count)
         print("first step", time.time() - float(sys.argv[1]), flush=True)
         os._exit(0)
     return first
-train.steps_on_images = stopped
-import run
-run.main(["vae", "--preset", "quick", "--out", sys.argv[2]])
+experiment.resident_train_steps = stopped
+cli.main(["vae", "--preset", "quick", "--out", sys.argv[2]])
 """
 """A run of the digits that ends when its first epoch has been handed to the device, and tells when that was."""
 
@@ -187,9 +190,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _measure(options: argparse.Namespace, command: str) -> None:
     if options.output and options.output.exists():
         side_by_side.read(options.output)  # an error before the work, not after it
-    machine = side_by_side.machine(
-        ("jax", "flax"), {huge_pages.VARIABLE: os.environ.get(huge_pages.VARIABLE, "")}, command
-    )
+    machine = side_by_side.machine(("jax", "flax"), {HUGE_PAGES: os.environ.get(HUGE_PAGES, "")}, command)
     rates = bench.measured_rates(options.quick)
 
     def keep(name: str, found: Mapping[str, Any]) -> None:
@@ -247,5 +248,4 @@ def _scaled(axes: Axes) -> None:
 
 
 if __name__ == "__main__":
-    huge_pages.ask()
     sys.exit(main(sys.argv[1:]))

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import Array
 
 from benchmarks.side_by_side import time_repeats
-from vae.config import SEED
+from vae.config import ORIGINAL
 
 
 class Vae(nn.Module):
@@ -51,8 +51,8 @@ def epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
     step = jax.jit(_step, donate_argnums=0)
 
     def epoch(state: State, data: Array, order: np.ndarray) -> State:
-        for start in range(0, len(order), SEED.batch_size):
-            state = step(state, data, order[start : start + SEED.batch_size])
+        for start in range(0, len(order), ORIGINAL.batch_size):
+            state = step(state, data, order[start : start + ORIGINAL.batch_size])
         return state
 
     return _epochs(epoch, images, repeats)
@@ -63,8 +63,8 @@ def scanned_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float]
 
     @partial(jax.jit, donate_argnums=0)
     def epoch(state: State, data: Array, order: Array) -> State:
-        whole = len(order) // SEED.batch_size * SEED.batch_size
-        batches = order[:whole].reshape(-1, SEED.batch_size)
+        whole = len(order) // ORIGINAL.batch_size * ORIGINAL.batch_size
+        batches = order[:whole].reshape(-1, ORIGINAL.batch_size)
         state, _ = jax.lax.scan(lambda state, indices: (_step(state, data, indices), None), state, batches)
         return _step(state, data, order[whole:]) if whole < len(order) else state
 
@@ -90,7 +90,7 @@ def _step(state: State, data: Array, indices: Array) -> State:
 def _epochs(
     epoch: Callable[[State, Array, Any], State], images: np.ndarray, repeats: int
 ) -> tuple[list[float], list[float]]:
-    key, generator = jax.random.key(SEED.seed), np.random.default_rng(SEED.seed)
+    key, generator = jax.random.key(ORIGINAL.seed), np.random.default_rng(ORIGINAL.seed)
     data = jax.device_put(images.astype(np.float32) / 255)
     params = Vae().init(key, data[:1], key)
     state = State(params, _optimizer().init(params), key, jnp.zeros(()))
@@ -104,4 +104,4 @@ def _epochs(
 
 
 def _optimizer() -> optax.GradientTransformation:
-    return optax.adam(SEED.learning_rate, eps=SEED.adam_epsilon)
+    return optax.adam(ORIGINAL.learning_rate, eps=ORIGINAL.adam_epsilon)

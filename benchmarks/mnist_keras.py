@@ -13,7 +13,7 @@ from keras import layers
 
 from benchmarks.side_by_side import time_repeats
 from latent_arith.config import LatentArithConfig
-from vae.config import SEED, VaeConfig
+from vae.config import ORIGINAL, VaeConfig
 
 
 def networks() -> tuple[keras.Model, keras.Model]:
@@ -34,10 +34,10 @@ def tensorflow_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[flo
     """Trains on the images and times every epoch; arguments and result are those of `mnist_ours.epoch_seconds`."""
     import tensorflow as tf
 
-    encoder, decoder, optimizer = training(networks, SEED)
+    encoder, decoder, optimizer = training(networks, ORIGINAL)
     variables = encoder.trainable_variables + decoder.trainable_variables
     data = tf.constant(images.astype(np.float32) / 255)
-    whole = len(images) // SEED.batch_size * SEED.batch_size
+    whole = len(images) // ORIGINAL.batch_size * ORIGINAL.batch_size
 
     @tf.function
     def step(indices: tf.Tensor) -> tf.Tensor:
@@ -57,8 +57,8 @@ def tensorflow_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[flo
     def epoch() -> tf.Tensor:
         order = tf.random.shuffle(tf.range(len(images)))
         total = tf.constant(0.0)
-        for start in tf.range(0, whole, SEED.batch_size):
-            total += step(tf.reshape(order[start : start + SEED.batch_size], [SEED.batch_size]))
+        for start in tf.range(0, whole, ORIGINAL.batch_size):
+            total += step(tf.reshape(order[start : start + ORIGINAL.batch_size], [ORIGINAL.batch_size]))
         if whole < len(images):
             total += step(order[whole:])
         return total / len(images)
@@ -71,8 +71,8 @@ def jax_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], li
     import jax
     import jax.numpy as jnp
 
-    encoder, decoder, optimizer = training(networks, SEED)
-    data, generator = jax.device_put(images.astype(np.float32) / 255), np.random.default_rng(SEED.seed)
+    encoder, decoder, optimizer = training(networks, ORIGINAL)
+    data, generator = jax.device_put(images.astype(np.float32) / 255), np.random.default_rng(ORIGINAL.seed)
 
     def mean_loss(weights: Any, batch: Any, key: Any) -> Any:
         of_encoder, of_decoder = weights
@@ -93,14 +93,14 @@ def jax_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], li
         return (moved[:count], moved[count:]), slots, key, total + loss * len(indices)
 
     weights = tuple([variable.value for variable in model.trainable_variables] for model in (encoder, decoder))
-    state: Any = weights, [variable.value for variable in optimizer.variables], jax.random.key(SEED.seed)
+    state: Any = weights, [variable.value for variable in optimizer.variables], jax.random.key(ORIGINAL.seed)
 
     def work() -> float:
         nonlocal state
         order = generator.permutation(len(images))
         moving = *state, jnp.zeros(())
-        for start in range(0, len(order), SEED.batch_size):
-            moving = step(moving, data, order[start : start + SEED.batch_size])
+        for start in range(0, len(order), ORIGINAL.batch_size):
+            moving = step(moving, data, order[start : start + ORIGINAL.batch_size])
         *state, total = moving
         return float(total) / len(images)
 

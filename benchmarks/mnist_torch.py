@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks.side_by_side import time_repeats
 from benchmarks.torch_device import fastest_device
-from vae.config import SEED
+from vae.config import ORIGINAL
 
 
 class Vae(nn.Module):
@@ -66,13 +66,13 @@ def compiled_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float
 def _epochs(
     images: np.ndarray, repeats: int, compiled: Callable[[Callable[..., Any]], Callable[..., Any]]
 ) -> tuple[list[float], list[float]]:
-    torch.manual_seed(SEED.seed)
+    torch.manual_seed(ORIGINAL.seed)
     device = fastest_device()
     model: Any = Vae()
     model = model.to(device, memory_format=torch.channels_last)
     data = torch.from_numpy(images.astype(np.float32) / 255).permute(0, 3, 1, 2)
     data = data.to(device).contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=SEED.learning_rate, eps=SEED.adam_epsilon, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=ORIGINAL.learning_rate, eps=ORIGINAL.adam_epsilon, fused=True)
 
     @compiled
     def loss_of(batch: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ def _epochs(
 
     def work() -> float:
         total = torch.zeros((), device=device)
-        for indices in torch.randperm(len(data), device=device).split(SEED.batch_size):
+        for indices in torch.randperm(len(data), device=device).split(ORIGINAL.batch_size):
             batch = data[indices]
             optimizer.zero_grad()
             loss = loss_of(batch)

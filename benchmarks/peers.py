@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks import side_by_side
 from benchmarks.side_by_side import ENVIRONMENTS, Contestant, Run
-from runtime.errors import UserError
+from latentlab.errors import UserError
 
 JAX = ("jax", "flax", "optax")
 LOSS, NORM, MOVED = "loss", "‖∇L‖₁", "mean change, grey levels"

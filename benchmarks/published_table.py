@@ -10,15 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
-from PIL import Image
 
-from adversarial import experiment, photos
+from adversarial import attacks, experiment, photos
+from adversarial.assets import REGISTRY
+from adversarial.attacks import SweptAttack
 from adversarial.classifier import PUBLISHED, open_classifier
-from adversarial.methods import Method
+from adversarial.config import AdversarialConfig
 from adversarial.pixels import RANGES, Epsilon
-from runtime import assets
+from latentlab.storage import assets
 
 WEIGHTS, PHOTO, LABRADOR = PUBLISHED["imagenet"], experiment.PHOTOS["imagenet"][0], 208
 SIZE = 224
@@ -59,17 +59,17 @@ def missing() -> list[str]:
 
 def measured() -> list[tuple[str, float]]:
     """Top class and confidence for every row of the table."""
-    (path,) = assets.fetch(PHOTO)
-    image = photos.resized(np.asarray(Image.open(path).convert("RGB")), SIZE)
+    (path,) = assets.fetch(PHOTO, registry=REGISTRY)
+    image = photos.read(path, SIZE).pixels
     found = []
     for fed in RANGES:
-        classifier, _ = open_classifier("imagenet", RANGES[fed])
+        classifier, _ = open_classifier(AdversarialConfig(weights="imagenet"), RANGES[fed])
         rows = [row for row in TABLE if row.fed == fed]
         epsilons = np.asarray([Epsilon(row.epsilon, RANGES[fed]).fraction for row in rows], np.float32)
         label, targeted = np.asarray([[LABRADOR]]), np.asarray([False])
-        keys = jax.random.split(jax.random.key(0), 1)
-        images = experiment.attack(Method(), keys, classifier, image[None], label, targeted, epsilons)
-        for after in experiment.probabilities(classifier, np.asarray(images)[0, :, 0], 1):
+        attack = SweptAttack(attacks.fgsm)
+        images = experiment.sweep_photo(attack, 0, classifier, image[None], label, targeted, epsilons)
+        for after in experiment.predict(classifier, images[0, :, 0], 1):
             found.append((classifier.classes[after.argmax()].name, float(after.max())))
     return found
 

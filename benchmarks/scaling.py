@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +38,12 @@ import tyro
 
 from adversarial import photos
 from benchmarks import fgsm_work
-from latent_arith import batches, experiment
-from latent_arith.config import SEED
-from latent_arith.models import FaceVae
-from runtime import mesh
-from runtime.run_directory import read_json
-from vae import train
+from latent_arith import experiment
+from latent_arith.config import ORIGINAL
+from latent_arith.datasets import batches
+from latentlab import parallel
+from latentlab.storage.run_directory import read_json
+from latentlab.training.state import train_step
 
 DEVICES = (1, 8, 64, 512)
 PHOTOS, PHOTOS_AT_ONCE, STEPS = 50_000, 16, 10  # ImageNet's validation set, per device, of PGD
@@ -102,14 +103,15 @@ def portions(photos_in_all: int, devices: int) -> int:
 
 def step_program() -> tuple[Any, tuple[Any, ...]]:
     """A training step of 32 faces for every device, compiled, and its arguments."""
-    with jax.set_mesh(mesh.over_all_devices()):
-        model, optimizer = FaceVae(SEED.dropout, SEED.reconstruction_weight), experiment.optimizer(SEED)
-        state = jax.tree.map(lambda leaf: leaf[0], experiment.initial_state(SEED))
-        images = np.zeros((mesh.devices() * SEED.batch_size, 128, 128, 3), np.uint8)
-        arguments = (state, mesh.put(images), jnp.ones(len(images)))
+    with jax.set_mesh(parallel.make_mesh()):
+        model, optimizer = experiment.make_model(ORIGINAL), experiment.make_optimizer(ORIGINAL)
+        state = experiment.initial_state(ORIGINAL, model)
+        images = np.zeros((parallel.device_count() * ORIGINAL.batch_size, 128, 128, 3), np.uint8)
+        arguments = (state, parallel.put_batch(images), jnp.ones(len(images)))
 
-        def step(*arguments: Any) -> Any:
-            return train.train_step(*arguments, loss=model.loss, optimizer=optimizer)
+        def step(state: Any, images: Any, mask: Any) -> Any:
+            loss = partial(model.loss, train=True)
+            return train_step(state, parallel.shard_batch(images), mask, loss=loss, optimizer=optimizer)
 
         return jax.jit(step).lower(*arguments).compile(), arguments
 
@@ -141,8 +143,8 @@ def reading(repeats: int) -> float:
     with tempfile.TemporaryDirectory() as place:
         pixels = np.lib.format.open_memmap(Path(place) / "images.npy", "w+", np.uint8, (IMAGES, 128, 128, 3))
         pixels[:] = 1
-        read = batches.image_batches(pixels, np.arange(IMAGES), SEED.batch_size, seed=0)
-        return median(lambda: [next(read) for _ in range(20)], repeats) / 20 / SEED.batch_size
+        read = batches.stream_images(pixels, np.arange(IMAGES), ORIGINAL.batch_size, seed=0)
+        return median(lambda: [next(read) for _ in range(20)], repeats) / 20 / ORIGINAL.batch_size
 
 
 def photo_reading(repeats: int) -> float:
@@ -165,7 +167,7 @@ def main(options: Options) -> None:
     compiled, arguments = step_program()
     alone = median(lambda: jax.block_until_ready(compiled(*arguments)), options.repeats)
     read, read_photo = reading(options.repeats), photo_reading(options.repeats)
-    print(f"measured: a step of {SEED.batch_size} faces on this machine {1e3 * alone:.0f} ms")
+    print(f"measured: a step of {ORIGINAL.batch_size} faces on this machine {1e3 * alone:.0f} ms")
     print(f"measured: {1 / read:,.0f} faces a second read from a memory map, {1 / read_photo:,.0f} photos from JPEGs")
     print(
         f"counted: {len(moved)} collectives a step, {sum(moved) / 1e6:.2f} MB; the largest {max(moved) / 1e6:.2f} MB,"
@@ -198,7 +200,7 @@ def attack_here() -> float:
 def training_row(how: str, step: float, moved: Sequence[int], devices: int, link: Link) -> str:
     """A row of the table of training."""
     total, late = seconds(step, moved, devices, link), seconds(0, [0] * len(moved), devices, link)
-    images = devices * SEED.batch_size
+    images = devices * ORIGINAL.batch_size
     cells = [f"{1e3 * step:.0f} ms, {how}", link.name, f"{devices}", f"{images:,}"]
     cells += [f"{1e3 * (total - step - late):.2f}", f"{1e3 * late:.2f}", f"{1e3 * total:.2f}"]
     return f"| {' | '.join([*cells, f'{images / total:,.0f}', f'{step / total:.0%}'])} |"

@@ -22,12 +22,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from runtime import huge_pages
-from runtime.errors import UserError
-from runtime.run_directory import read_json, write_json
+from latentlab.errors import UserError
+from latentlab.storage.run_directory import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-EVERYWHERE = {"TF_CPP_MIN_LOG_LEVEL": "3", huge_pages.VARIABLE: f"{huge_pages.TUNABLE}=1"}
+EVERYWHERE = {"TF_CPP_MIN_LOG_LEVEL": "3", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 ENVIRONMENTS = {"cpu": {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", **EVERYWHERE}, "gpu": EVERYWHERE}
 """What a contestant's process is told, by device: huge pages, as `run.py` takes them, are for all."""
 

@@ -11,16 +11,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from latent_arith.models import Decode, Encode
+from latent_arith.model import Decode, Encode
 
 QUALITIES = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 55, 75, 90, 95)
-SIDES = (128, 96, 64, 48, 32)
+SCALES = (1, 0.75, 0.5, 0.375, 0.25)
 
-Pixels = UInt8[np.ndarray, "128 128 3"]
+Pixels = UInt8[np.ndarray, "size size 3"]
 
 
-def compared(encode: Encode, decode: Decode, images: UInt8[np.ndarray, "n 128 128 3"]) -> dict[str, dict[str, float]]:
-    """Mean bytes and PSNR of four ways to keep a face.
+def compare_compressions(
+    encode: Encode, decode: Decode, images: UInt8[np.ndarray, "n size size 3"]
+) -> dict[str, dict[str, float]]:
+    """Return mean bytes and PSNR of four ways to keep a face.
 
     `float32` and `float16` are the latent's floats as they are. `jpeg_same_size` is the best JPEG of at most as many
     bytes as the float32, of the picture or of a smaller copy, enlarged again; `jpeg_same_psnr` is the smallest JPEG
@@ -33,7 +35,7 @@ def compared(encode: Encode, decode: Decode, images: UInt8[np.ndarray, "n 128 12
     for image, latent, full, half in zip(
         images, latents, decode(latents), decode(latents.astype(np.float16).astype(np.float32)), strict=True
     ):
-        jpegs = list(_jpegs(image))
+        jpegs = list(_compress(image))
         size, quality = latent.astype(np.float32).nbytes, psnr(image, full)
         ways["float32"].append((size, quality))
         ways["float16"].append((size // 2, psnr(image, half)))
@@ -46,15 +48,16 @@ def compared(encode: Encode, decode: Decode, images: UInt8[np.ndarray, "n 128 12
 
 
 def psnr(image: UInt8[np.ndarray, "*shape"], other: UInt8[np.ndarray, "*shape"]) -> float:
-    """Peak signal-to-noise ratio in decibels; infinite for equal images."""
+    """Return the peak signal-to-noise ratio in decibels; infinite for equal images."""
     error = np.mean((image.astype(np.float64) - other) ** 2)
     return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
-def _jpegs(image: Pixels) -> Iterator[tuple[int, float]]:
-    """Bytes and PSNR of JPEGs of the image and of smaller copies, at all qualities."""
+def _compress(image: Pixels) -> Iterator[tuple[int, float]]:
+    """Yield bytes and PSNR of JPEGs of the image and of smaller copies, at all qualities."""
     original = Image.fromarray(image)
-    for side in SIDES:
+    for scale in SCALES:
+        side = round(scale * len(image))
         small = original.resize((side, side), Image.Resampling.LANCZOS) if side < len(image) else original
         for quality in QUALITIES:
             file = io.BytesIO()

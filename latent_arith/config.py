@@ -1,19 +1,22 @@
 """Settings of the face experiment and their presets; imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass, replace
-from math import inf
-from typing import Literal
+from typing import ClassVar, Literal
 
-from runtime.errors import UserError
-from vae.config import Precision
+from latentlab.config import Precision, check_numbers
+from latentlab.errors import UserError
 
 
 @dataclass(frozen=True)
 class LatentArithConfig:
-    """A VAE of 128×128 faces, directions of their attributes in its latent space, and what adding them does."""
+    """A VAE of faces, and directions of their attributes."""
 
     data: str = "synthetic"
     """synthetic (painted here), celeba:DIR (img_align_celeba/ and list_attr_celeba.txt or .csv), tfds, or tfds:NAME."""
+    size: int = 128
+    """Height and width of the images: 32 to 256, a multiple of 16."""
+    latent_dim: int = 200
+    """Latent dimensions."""
     label: str = ""
     """The one attribute whose direction is found; without it, those of all."""
     skip_bad: bool = False
@@ -41,7 +44,7 @@ class LatentArithConfig:
     adam_epsilon: float = 1e-7
     """Adam's epsilon, added before the bias correction as in Keras."""
     precision: Precision = "default"
-    """Of products in training; default is the platform's own, and bf16 holds for activations too (vae/precision.py)."""
+    """Of products in training; default is the platform's own, and bf16 holds for activations too."""
     dropout: float = 0.25
     """Share of the activations that is dropped in training."""
     reconstruction_weight: float = 10_000.0
@@ -51,7 +54,7 @@ class LatentArithConfig:
     epochs_per_checkpoint: int = 10
     """Epochs between checkpoints, each with the held-out loss."""
     shard_optimizer: bool = False
-    """Divide Adam's moments over the devices, instead of keeping them whole on each."""
+    """Divide Adam's moments over the devices, instead of replicating them."""
     resident: Literal["auto", "always", "never"] = "auto"
     """Keep all images on the device as uint8: auto does where they are painted, or take half of its free memory."""
     rule: Literal["all", "stderr", "classic"] = "all"
@@ -65,31 +68,26 @@ class LatentArithConfig:
     scored_faces: int = 200
     """Held-out faces that are edited along every direction and scored."""
     scale: Literal["deviation", "means", "unit"] = "deviation"
-    """What a factor of 1 is in figures and scorecard: a standard deviation of the latents along the direction, half the
-    distance between the means of those with and without the attribute, or a length of 1."""
-    score_factor: int = 3
-    """Factor at which leakage is told; at most 4."""
+    """What a strength of 1 is in figures and scorecard: a standard deviation of the latents along the direction, half
+    the distance between the means of those with and without the attribute, or a length of 1."""
+    score_strength: int = 3
+    """Strength at which leakage is measured; at most 4."""
+
+    RENAMED: ClassVar = {"score_factor": "score_strength"}
+    """Fields of older versions, for their runs."""
 
     def __post_init__(self) -> None:
-        least = {"correlation": -1, "dropout": 0, "seed": 0}
-        most = {"correlation": 1, "dropout": 0.99}
-        for name, value in vars(self).items():
-            if isinstance(value, int) and not value >= least.get(name, 1) and not isinstance(value, bool):
-                raise UserError(f"{name} is {value}, expected at least {least.get(name, 1)}")
-            if isinstance(value, float):
-                low, high = least.get(name, 0), most.get(name, inf)
-                if not (low < value <= high or (value == low and name in least)) or value == inf:
-                    bounds = f"{'from' if name in least else 'above'} {low}" + (f" to {high}" if name in most else "")
-                    raise UserError(f"{name} is {value}, expected a number {bounds}")
-        if self.score_factor > 4:
-            raise UserError(f"score_factor is {self.score_factor}, expected 1 to 4")
+        least = {"correlation": -1, "dropout": 0, "seed": 0, "size": 32}
+        check_numbers(self, least, {"correlation": 1, "dropout": 0.99, "size": 256, "score_strength": 4})
+        if self.size % 16:
+            raise UserError(f"size is {self.size}, expected a multiple of 16 from 32 to 256")
         if self.weights_md5 and not self.weights:
             raise UserError("weights_md5 is given, but no weights; expected --weights FILE beside it")
 
 
-SEED = LatentArithConfig()
+ORIGINAL = LatentArithConfig()
 DEMO = replace(
-    SEED,
+    ORIGINAL,
     synthetic_images=12_000,
     held_out_images=500,
     epochs=20,
@@ -112,4 +110,4 @@ QUICK = replace(
     classifier_epochs=1,
     scored_faces=5,
 )
-PRESETS = {"quick": QUICK, "demo": DEMO, "seed": SEED}
+PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}

@@ -1,7 +1,8 @@
 """Latent arithmetic: faces moved along directions, paths between two faces, and the files that keep an edit.
 
 An edit is kept as the latents at its two ends, 400 floats: whoever has the weights redraws every
-step between them without the data set. Factors are in units of latent space along a unit vector.
+step between them without the data set. Strengths are in units of latent space along a unit vector; files call them
+factors.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from runtime.errors import UserError
-from runtime.run_directory import read_npz, write_npz
+from latentlab.errors import UserError
+from latentlab.storage.run_directory import read_npz, write_npz
 
-FACTORS = (0.0, 1.0, 2.0, 3.0, 4.0)
+STRENGTHS = (0.0, 1.0, 2.0, 3.0, 4.0)
 
 Latent = Float[np.ndarray, " latent"]
 Steps = Float[np.ndarray, "steps latent"]
@@ -26,36 +27,36 @@ class Edit:
 
     Attributes:
         image_id: The source image, as its data set names it.
-        z_start: Latent at the first factor, float32.
-        z_end: Latent at the last factor.
-        factors: Steps of the strip; latents are linear in them.
+        z_start: Latent at the first strength, float32.
+        z_end: Latent at the last strength.
+        strengths: Steps of the strip; latents are linear in them.
         attribute: What the direction is called, or "" where the file does not say.
         dataset: Where the source image is from, or "".
-        fingerprint: SHA-256 of the weights (`runtime.checkpoints.digest`), or "".
+        fingerprint: SHA-256 of the weights (`weights.fingerprint`), or "".
     """
 
     image_id: str
     z_start: Latent
     z_end: Latent
-    factors: tuple[float, ...] = FACTORS
+    strengths: tuple[float, ...] = STRENGTHS
     attribute: str = ""
     dataset: str = ""
     fingerprint: str = ""
 
     @property
     def direction(self) -> Latent:
-        """Unit vector from start to end: (z_end - z_start) / (last - first factor) for a direction of length 1."""
+        """Return the unit vector from start to end."""
         difference = self.z_end.astype(np.float64) - self.z_start
         return (difference / np.linalg.norm(difference)).astype(np.float32)
 
     def latents(self) -> Steps:
-        """z_start + (factor - first) / (last - first) · (z_end - z_start) for every factor, both ends exact."""
-        factors = np.asarray(self.factors, np.float64)
-        share = ((factors - factors[0]) / (factors[-1] - factors[0]))[:, None]
+        """Return z_start + (strength - first) / (last - first) · (z_end - z_start) for every strength, ends exact."""
+        strengths = np.asarray(self.strengths, np.float64)
+        share = ((strengths - strengths[0]) / (strengths[-1] - strengths[0]))[:, None]
         return ((1 - share) * self.z_start + share * self.z_end).astype(np.float32)
 
-    def refuse_other_weights(self, fingerprint: str) -> None:
-        """Raises UserError unless the edit was made with the weights of this fingerprint."""
+    def check_weights(self, fingerprint: str) -> None:
+        """Raise UserError unless the edit was made with the weights of this fingerprint."""
         if self.fingerprint != fingerprint:
             made_with = (
                 f"with weights {self.fingerprint[:12]}…" if self.fingerprint else "with weights it does not name"
@@ -66,23 +67,23 @@ class Edit:
             )
 
 
-def along(
+def move_along(
     latents: Float[np.ndarray, "faces latent"],
     directions: Float[np.ndarray, "directions latent"],
-    factors: Float[np.ndarray, "steps directions"],
+    strengths: Float[np.ndarray, "steps directions"],
 ) -> Float[np.ndarray, "faces steps latent"]:
-    """Moves faces: z + Σ_k factor_k · direction_k for every face and step."""
-    return (latents[:, None, :] + (factors @ directions)[None]).astype(np.float32)
+    """Return z + Σ_k strength_k · direction_k for every face and step."""
+    return (latents[:, None, :] + (strengths @ directions)[None]).astype(np.float32)
 
 
 def lerp(start: Latent, end: Latent, steps: int) -> Steps:
-    """Straight path (1 - t) · start + t · end with both ends, t = 0 … 1 in `steps` ≥ 2 points."""
+    """Return the straight path (1 - t) · start + t · end with both ends, t = 0 … 1 in `steps` ≥ 2 points."""
     t = np.linspace(0, 1, steps)[:, None]
     return ((1 - t) * start + t * end).astype(np.float32)
 
 
 def slerp(start: Latent, end: Latent, steps: int) -> Steps:
-    """Path along the arc, (sin((1 - t) ω) · start + sin(t ω) · end) / sin ω with ω the angle between them, both ends.
+    """Return the arc (sin((1 - t) ω) · start + sin(t ω) · end) / sin ω, ω the angle between them, with both ends.
 
     Latents of a Gaussian prior lie near a sphere, which a straight path leaves (Shoemake 1985; White 2016). Where
     the arc is not determined, at angles of 0 and π and from the origin, the path is straight.
@@ -100,29 +101,29 @@ def decode_all(
     decode: Callable[[Float[np.ndarray, "n latent"]], UInt8[np.ndarray, "n height width channels"]],
     latents: Float[np.ndarray, "*grid latent"],
 ) -> UInt8[np.ndarray, "*grid height width channels"]:
-    """Images 0…255 of a whole grid of latents, from one call of `decode`."""
+    """Return images 0…255 of a whole grid of latents, from one call of `decode`."""
     images = np.asarray(decode(latents.reshape(-1, latents.shape[-1])))
     return images.reshape(*latents.shape[:-1], *images.shape[1:])
 
 
 def write_edits(path: Path, edits: Sequence[Edit]) -> None:
-    """Writes edits that share factors, attribute, data set and weights, atomically.
+    """Write edits that share strengths, attribute, data set and weights, atomically.
 
     Raises:
         UserError: The file cannot be written.
         ValueError: They do not share them.
     """
     first = edits[0]
-    shared = (first.factors, first.attribute, first.dataset, first.fingerprint)
-    if any((e.factors, e.attribute, e.dataset, e.fingerprint) != shared for e in edits):
-        raise ValueError("edits in one file share factors, attribute, data set and fingerprint")
+    shared = (first.strengths, first.attribute, first.dataset, first.fingerprint)
+    if any((e.strengths, e.attribute, e.dataset, e.fingerprint) != shared for e in edits):
+        raise ValueError("edits in one file share strengths, attribute, data set and fingerprint")
     write_npz(
         path,
         {
             "image_ids": np.asarray([edit.image_id for edit in edits]),
             "z_start": np.stack([edit.z_start for edit in edits]).astype(np.float32),
             "z_end": np.stack([edit.z_end for edit in edits]).astype(np.float32),
-            "factors": np.asarray(first.factors, np.float32),
+            "factors": np.asarray(first.strengths, np.float32),
             "attribute": np.asarray(first.attribute),
             "dataset": np.asarray(first.dataset),
             "fingerprint": np.asarray(first.fingerprint),
@@ -131,7 +132,7 @@ def write_edits(path: Path, edits: Sequence[Edit]) -> None:
 
 
 def read_edits(path: Path) -> list[Edit]:
-    """Reads what `write_edits` wrote; of a foreign file `image_ids`, `z_start` and `z_end` suffice.
+    """Read what `write_edits` wrote; of a foreign file `image_ids`, `z_start` and `z_end` suffice.
 
     Raises:
         UserError: The file is missing, damaged, holds pickled objects, NaN or infinity, or arrays of other shapes.
@@ -141,7 +142,7 @@ def read_edits(path: Path) -> list[Edit]:
     if missing:
         raise UserError(f"{path}: has no {missing[0]}; expected image_ids, z_start and z_end")
     ids, start, end = (arrays[name] for name in ("image_ids", "z_start", "z_end"))
-    factors = arrays.get("factors", np.asarray(FACTORS, np.float32))
+    factors = arrays.get("factors", np.asarray(STRENGTHS, np.float32))
     if ids.ndim != 1 or ids.dtype.kind != "U" or not len(ids):
         raise UserError(f"{path}: image_ids is {ids.dtype} {ids.shape}, expected strings (n,)")
     for name, array in (("z_start", start), ("z_end", end)):

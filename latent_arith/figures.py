@@ -6,7 +6,7 @@ to be, whatever the fonts. The colours of curves and heat maps stay apart for th
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,29 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from latent_arith.edits import Edit, read_edits
-from runtime.figures import BLUE, ORANGE, file_name, save
-from runtime.run_directory import Metrics, read_npz
-from vae.figures import by_epoch, tile
+from latentlab.figures import BLUE, ORANGE, by_epoch, file_name, save, tile
+from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.run_directory import read_npz
 
 WIDTH = 11.0  # inches
-SIDE, GAP = 128, 4  # pixels of a face, and between faces
+SIDE, GAP = 128, 4  # units of the canvas: of a face, and between faces; at 128×128 they are its pixels
 CELL = SIDE + GAP
-CONTRASTS = {"raw": "Raw", "balanced": "Balanced", "orthogonal": "Orthogonal"}
+ESTIMATORS = {"raw": "Raw", "balanced": "Balanced", "orthogonal": "Orthogonal"}
 
 _PICTURES = ("reconstructions", "prior_samples", "edits", "interpolation", "edit_strip")
 NAMES_OF_FIGURES = (*_PICTURES, "cosines", "leakage", "dose_response", "losses")
 
 Names = Sequence[str]
-Faces = UInt8[np.ndarray, "n 128 128 3"]
-Factors = Float[np.ndarray, " steps"]
-Strips = UInt8[np.ndarray, "n steps 128 128 3"]
+Faces = UInt8[np.ndarray, "n size size 3"]
+Strengths = Float[np.ndarray, " steps"]
+Strips = UInt8[np.ndarray, "n steps size size 3"]
 Curves = Float[np.ndarray, "targets steps"]
 Changes = Float[np.ndarray, "targets attributes"]
 Pairs = Bool[np.ndarray, "targets attributes"]
 
 
 def draw(run_dir: Path) -> list[Path]:
-    """Draws every figure of a run from the files in its directory; returns their paths.
+    """Draw every figure of a run from the files in its directory, and return their paths.
 
     Those are `NAMES_OF_FIGURES`, without `losses` where nothing was trained, and one under `edits/` an attribute.
 
@@ -48,38 +48,38 @@ def draw(run_dir: Path) -> list[Path]:
     """
     pictures, found, scores = (read_npz(run_dir / f"{name}.npz") for name in ("figures", "directions", "scorecard"))
     kept = read_edits(run_dir / "edit.npz")[:1]
-    rows = Metrics(run_dir / "metrics.jsonl").rows()
-    names, targets, factors = found["names"].tolist(), scores["targets"].tolist(), scores["factors"]
-    far, changes = float(scores["leakage_factor"]), {name: scores[f"leakage_{name}"] for name in CONTRASTS}
+    rows = MetricsLog(run_dir / "metrics.jsonl").rows()
+    names, targets, strengths = found["names"].tolist(), scores["targets"].tolist(), scores["factors"]
+    far, changes = float(scores["leakage_factor"]), {name: scores[f"leakage_{name}"] for name in ESTIMATORS}
     reached = [scores[name] for name in ("reached", "reached_low", "reached_high")]
     figures: dict[str, Callable[[], Figure]] = {
         "reconstructions": lambda: reconstructions(pictures["originals"], pictures["reconstructions"]),
         "prior_samples": lambda: prior_samples(pictures["prior_samples"]),
-        "edits": lambda: overview(names, pictures["edits"][:, 0], factors),
+        "edits": lambda: overview(names, pictures["edits"][:, 0], strengths),
         "interpolation": lambda: interpolation(pictures["interpolation_ends"], pictures["lerp"], pictures["slerp"]),
         "edit_strip": lambda: edit_strips(pictures["edit_strip"][None], kept),
         "cosines": lambda: cosines(
             names, {"raw": found["raw"], "balanced": found["vectors"], "orthogonal": found["orthogonal"]}
         ),
         "leakage": lambda: leakage(targets, scores["attributes"].tolist(), changes, scores["exclusive"], far),
-        "dose_response": lambda: dose_response(targets, factors, *reached),
+        "dose_response": lambda: dose_response(targets, strengths, *reached),
     }
     if rows:
         figures["losses"] = lambda: losses(rows)
     paths = [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
-    shares = dict(zip(targets, reached[0][:, np.argmin(np.abs(factors - far))], strict=True))
+    shares = dict(zip(targets, reached[0][:, np.argmin(np.abs(strengths - far))], strict=True))
     each = zip(names, pictures["edits"], found["distances"], found["standard_error_degrees"], strict=True)
     for name, edits, distance, degrees in each:
         title = f"{_words(name)}: distance {distance:.2f}, standard error {degrees:.1f}°"
         if name in shares:
             title += f", found in {shares[name]:.0%} of faces at {_signed(far)}"
-        make = partial(edited_faces, title, pictures["edit_originals"], edits, factors)
+        make = partial(edited_faces, title, pictures["edit_originals"], edits, strengths)
         paths.append(save(run_dir / "figures" / "edits" / file_name(name), make))
     return paths
 
 
 def reconstructions(originals: Faces, decoded: Faces) -> Figure:
-    """A row of held-out faces over a row of what their mean latents decode to."""
+    """Draw a row of held-out faces over a row of what their mean latents decode to."""
     figure, axes = _canvas(len(originals) * CELL - GAP, 2 * CELL - GAP)
     _place_grid(axes, np.stack([originals, decoded]), len(originals))
     for row, name in enumerate(("Original", "Decoded")):
@@ -88,7 +88,7 @@ def reconstructions(originals: Faces, decoded: Faces) -> Figure:
 
 
 def prior_samples(samples: Faces) -> Figure:
-    """Decoded samples z ~ N(0, I), ten a row."""
+    """Draw decoded samples z ~ N(0, I), ten a row."""
     columns = min(10, len(samples))
     figure, axes = _canvas(columns * CELL - GAP, -(-len(samples) // columns) * CELL - GAP)
     _place_grid(axes, samples, columns)
@@ -96,9 +96,9 @@ def prior_samples(samples: Faces) -> Figure:
     return figure
 
 
-def overview(names: Names, edits: Strips, factors: Factors) -> Figure:
-    """One face moved along every attribute: a row an attribute, in two blocks of rows, and five factors as columns."""
-    shown = np.unique(np.linspace(0, len(factors) - 1, 5).round().astype(int))
+def overview(names: Names, edits: Strips, strengths: Strengths) -> Figure:
+    """Draw one face moved along every attribute: a row an attribute, in two blocks, and five strengths as columns."""
+    shown = np.unique(np.linspace(0, len(strengths) - 1, 5).round().astype(int))
     blocks = 1 if len(names) < 4 else 2
     rows = -(-len(names) // blocks)
     block = CELL * (1 + len(shown)) + 4 * GAP
@@ -106,33 +106,33 @@ def overview(names: Names, edits: Strips, factors: Factors) -> Figure:
     for start in range(0, len(names), rows):
         left = start // rows * block + CELL
         _place_grid(axes, edits[start : start + rows, shown], len(shown), left)
-        _caption_columns(axes, factors[shown], left)
-        axes.text(left - 10, -8, "factor", ha="right", va="bottom", fontsize=10)
+        _caption_columns(axes, strengths[shown], left)
+        axes.text(left - 10, -8, "strength", ha="right", va="bottom", fontsize=10)
         for row, name in enumerate(names[start : start + rows]):
             lines = map(_line, textwrap.wrap(name.replace("_", " "), 11, max_lines=4, placeholder="…"))
             axes.text(left - 10, row * CELL + SIDE / 2, "\n".join(lines), ha="right", va="center", fontsize=10)
     return figure
 
 
-def edited_faces(title: str, originals: Faces, edits: Strips, factors: Factors) -> Figure:
-    """Faces moved along one direction: a row a face, the original first and then a column a factor."""
+def edited_faces(title: str, originals: Faces, edits: Strips, strengths: Strengths) -> Figure:
+    """Draw faces moved along one direction: a row a face, the original first and then a column a strength."""
     left = CELL + 4 * GAP
-    figure, axes = _canvas(left + len(factors) * CELL - GAP, len(originals) * CELL - GAP)
+    figure, axes = _canvas(left + len(strengths) * CELL - GAP, len(originals) * CELL - GAP)
     _place_grid(axes, originals, 1)
-    _place_grid(axes, edits, len(factors), left)
+    _place_grid(axes, edits, len(strengths), left)
     axes.text(SIDE / 2, -8, "original", ha="center", va="bottom", fontsize=11)
-    _caption_columns(axes, factors, left)
+    _caption_columns(axes, strengths, left)
     axes.set_title(title, fontsize=13, pad=30)
     return figure
 
 
-def interpolation(ends: UInt8[np.ndarray, "2 128 128 3"], lerp: Faces, slerp: Faces) -> Figure:
-    """Straight path (upper row) and path along the arc (lower row) between two faces, which stand at its sides."""
+def interpolation(ends: UInt8[np.ndarray, "2 size size 3"], lerp: Faces, slerp: Faces) -> Figure:
+    """Draw the straight path (upper row) and the path along the arc (lower row) between two faces, at its sides."""
     left, steps = 2 * CELL + 4 * GAP, len(lerp)
     right = left + steps * CELL + 4 * GAP
     figure, axes = _canvas(right + 2 * CELL - GAP, 2 * CELL - GAP)
     for x, end in ((0, ends[0]), (right, ends[1])):
-        _place(axes, end, x, scale=(2 * CELL - GAP) / SIDE)
+        _place(axes, end, x, scale=(2 * CELL - GAP) / len(end))
         axes.text(x + CELL, -8, "original", ha="center", va="bottom", fontsize=11)
     _place_grid(axes, np.stack([lerp, slerp]), steps, left)
     for y, va, name in ((-8, "bottom", "straight path"), (2 * CELL + 4, "top", "path along the arc")):
@@ -141,11 +141,11 @@ def interpolation(ends: UInt8[np.ndarray, "2 128 128 3"], lerp: Faces, slerp: Fa
 
 
 def edit_strips(strips: Strips, edits: Sequence[Edit]) -> Figure:
-    """Kept edits that share their factors, redrawn from latents alone: a row an edit, a column a factor."""
+    """Draw kept edits that share their strengths, redrawn from latents alone: a row an edit, a column a strength."""
     first, steps = edits[0], strips.shape[1]
     figure, axes = _canvas(steps * CELL - GAP, len(edits) * CELL - GAP, min(WIDTH, 1.8 * steps))
     _place_grid(axes, strips, steps)
-    _caption_columns(axes, np.asarray(first.factors))
+    _caption_columns(axes, np.asarray(first.strengths))
     for row, edit in enumerate(edits if len(edits) > 1 else ()):
         axes.text(-12, row * CELL + SIDE / 2, _line(edit.image_id), ha="right", va="center", fontsize=11)
     what = _line(first.image_id) if len(edits) == 1 else f"{len(edits)} faces"
@@ -155,15 +155,15 @@ def edit_strips(strips: Strips, edits: Sequence[Edit]) -> Figure:
 
 
 def cosines(names: Names, directions: Mapping[str, Float[np.ndarray, "attributes latent"]]) -> Figure:
-    """Cosines between the unit directions of all pairs of attributes, a heat map a contrast, from -1 to 1."""
-    panels = {f"{CONTRASTS[name]} directions": vectors @ vectors.T for name, vectors in directions.items()}
+    """Draw cosines between the unit directions of all pairs of attributes, a heat map an estimator, from -1 to 1."""
+    panels = {f"{ESTIMATORS[name]} directions": vectors @ vectors.T for name, vectors in directions.items()}
     return _heat_maps(panels, names, names, 1.0, "cosine between directions", 2)
 
 
 def leakage(
-    targets: Names, attributes: Names, changes: Mapping[str, Changes], exclusive: Pairs, factor: float
+    targets: Names, attributes: Names, changes: Mapping[str, Changes], exclusive: Pairs, strength: float
 ) -> Figure:
-    """What else changes in faces moved by `factor`: a heat map a contrast, rows moved along, columns looked for.
+    """Draw what else changes in faces moved by `strength`: an estimator a heat map, rows moved along, columns changed.
 
     `changes` are those of the share of faces with the attribute, in percentage points. Titles tell the mean over rows
     of the mean absolute change of the attributes that are neither the row's own nor `exclusive` with it by definition,
@@ -174,9 +174,9 @@ def leakage(
     others = {name: np.where(counted, np.abs(change), 0) for name, change in changes.items()}
     means = {name: (change.sum(axis=1) / counted.sum(axis=1).clip(1)).mean() for name, change in others.items()}
     limit = 10 * math.ceil(max(1, *(change.max() for change in others.values())) / 10)
-    label = f"change at {_signed(factor)} in percentage points (framed: the attribute itself"
+    label = f"change at {_signed(strength)} in percentage points (framed: the attribute itself"
     label += "; hatched: excluded by definition)" if excluded.any() else ")"
-    panels = {f"{CONTRASTS[name]}: mean leakage {means[name]:.1f}": change for name, change in changes.items()}
+    panels = {f"{ESTIMATORS[name]}: mean leakage {means[name]:.1f}": change for name, change in changes.items()}
     figure = _heat_maps(panels, targets, attributes, limit, label, 0)
     hatched: dict[str, Any] = {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
     for axes in figure.axes[: len(panels)]:
@@ -186,8 +186,8 @@ def leakage(
     return figure
 
 
-def dose_response(targets: Names, factors: Factors, reached: Curves, low: Curves, high: Curves) -> Figure:
-    """Share 0…1 of faces in which the attribute is found, by how far they were moved, with its interval as a band."""
+def dose_response(targets: Names, strengths: Strengths, reached: Curves, low: Curves, high: Curves) -> Figure:
+    """Draw the share 0…1 of faces in which the attribute is found, by strength, with its interval as a band."""
     columns = min(5, len(targets))
     rows = -(-len(targets) // columns)
     figure = Figure(figsize=(WIDTH * columns / 5, 1.6 * rows))
@@ -198,20 +198,20 @@ def dose_response(targets: Names, factors: Factors, reached: Curves, low: Curves
     for number, axes in enumerate(grid.flat[: len(targets)]):
         axes.axvline(0, color="0.85", linewidth=0.8, zorder=0)
         axes.axhline(50, color="0.85", linewidth=0.8, zorder=0)
-        axes.fill_between(factors, 100 * low[number], 100 * high[number], color=BLUE, alpha=0.25, linewidth=0)
-        axes.plot(factors, 100 * reached[number], color=BLUE, marker="o", markersize=3)
+        axes.fill_between(strengths, 100 * low[number], 100 * high[number], color=BLUE, alpha=0.25, linewidth=0)
+        axes.plot(strengths, 100 * reached[number], color=BLUE, marker="o", markersize=3)
         axes.set_title(_words(targets[number]), fontsize=10)
         axes.set(ylim=(-4, 104), yticks=(0, 50, 100))
-        axes.set_xticks(factors[::2], [_signed(factor) for factor in factors[::2]])
+        axes.set_xticks(strengths[::2], [_signed(strength) for strength in strengths[::2]])
         axes.tick_params(labelsize=9, labelbottom=number + columns >= len(targets))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.text(0.5, -0.3125 / rows, "factor along the direction", ha="center", fontsize=11)
+    figure.text(0.5, -0.3125 / rows, "strength along the direction", ha="center", fontsize=11)
     figure.text(-0.25 / columns, 0.5, "faces with the attribute, %", va="center", rotation=90, fontsize=11)
     return figure
 
 
 def losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training and held-out loss by epoch, and the two terms of the loss."""
+    """Draw training and held-out loss by epoch, and the two terms of the loss."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     titles = {"loss": "Loss", "reconstruction": "Cross-entropy, mean over pixels", "kl": "KL, nats per image"}
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
@@ -225,7 +225,7 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _canvas(width: float, height: float, inches: float = WIDTH) -> tuple[Figure, Any]:
-    """A figure whose axes fill it and count pixels of pictures, from 0 at the top left."""
+    """Return a figure whose axes fill it and count pixels of pictures, from 0 at the top left."""
     figure = Figure(figsize=(inches, inches * height / width))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.set_axis_off()
@@ -233,23 +233,30 @@ def _canvas(width: float, height: float, inches: float = WIDTH) -> tuple[Figure,
 
 
 def _place(axes: Any, picture: np.ndarray, left: float = 0, top: float = 0, scale: float = 1) -> None:
+    """Show a picture with its upper left corner at a point, `scale` units of the canvas a pixel."""
     extent = (left, left + scale * picture.shape[1], top + scale * picture.shape[0], top)
     axes.imshow(picture, extent=extent, interpolation="hanning", aspect="auto")
 
 
 def _place_grid(axes: Any, pictures: UInt8[np.ndarray, "*grid h w 3"], columns: int, left: float = 0) -> None:
-    _place(axes, tile(pictures.reshape(-1, *pictures.shape[-3:]), columns, GAP, fill=255), left)
+    """Show pictures of any size row by row, each as `SIDE` units with `GAP` between."""
+    size = pictures.shape[-3]
+    gap = max(1, round(GAP * size / SIDE))
+    tiled = tile(pictures.reshape(-1, *pictures.shape[-3:]), columns, gap, fill=255)
+    rows = (tiled.shape[0] + gap) // (size + gap)
+    scale = (rows * CELL - GAP) / tiled.shape[0]
+    _place(axes, tiled, left, scale=scale)
 
 
-def _caption_columns(axes: Any, factors: Iterable[float], left: float = 0) -> None:
-    for column, factor in enumerate(factors):
-        axes.text(left + column * CELL + SIDE / 2, -8, _signed(factor), ha="center", va="bottom", fontsize=11)
+def _caption_columns(axes: Any, strengths: np.ndarray, left: float = 0) -> None:
+    for column, strength in enumerate(strengths):
+        axes.text(left + column * CELL + SIDE / 2, -8, _signed(strength), ha="center", va="bottom", fontsize=11)
 
 
 def _heat_maps(
     panels: Mapping[str, Changes], rows: Names, columns: Names, limit: float, label: str, digits: int
 ) -> Figure:
-    """Heat maps on one scale -limit…limit: side by side, or below one another where there are many columns."""
+    """Draw heat maps on one scale -limit…limit: side by side, or below one another where there are many columns."""
     rows, columns = [_words(name) for name in rows], [_words(name) for name in columns]
     beside = len(panels) * len(columns) <= 60
     width = min(0.5, ((WIDTH - 1.6) / (len(panels) if beside else 1) - 0.12) / len(columns))  # of a cell, in inches
@@ -286,9 +293,9 @@ def _words(name: str) -> str:
 
 
 def _line(text: str) -> str:
-    """Text from a user's table, short and without mathematics, which Matplotlib sees between dollars."""
+    """Return text from a user's table, short and without mathematics, which Matplotlib sees between dollars."""
     return (text if len(text) <= 28 else f"{text[:27]}…").replace("\n", " ").replace("$", r"\$")
 
 
-def _signed(factor: float) -> str:
-    return f"{factor:+g}".replace("-", "−") if factor else "0"
+def _signed(strength: float | np.floating) -> str:
+    return f"{strength:+g}".replace("-", "−") if strength else "0"

@@ -1,7 +1,8 @@
-"""Weights of the face VAE as files: ours, and those that Keras and TensorFlow saved.
+"""Weights of a face model as files: ours, and those that Keras and TensorFlow saved for the face VAE.
 
-`weights.npz` of a run holds every variable under the name that a Keras model with the same layers
-gives it, `encoder/encoder_conv_0/kernel` or `decoder/decoder_norm_t2/moving_mean`. Foreign models
+`weights.npz` of a run holds every variable of a `FaceVae` under the name that a Keras model with the same layers
+gives it, `encoder/encoder_conv_0/kernel` or `decoder/decoder_norm_t2/moving_mean`; those of another model under their
+paths. Foreign models
 must have the attributes or layers `encoder` and `decoder` with convolutions `encoder_conv_0…3`
 and `decoder_conv_t0…3` and heads `mu` and `log_var`; the normalisations and the decoder's dense
 layer may have any name, and are taken in the order of the numbers in it.
@@ -16,68 +17,78 @@ import numpy as np
 import optax
 from jax import Array
 
-from latent_arith.models import FaceVae
-from runtime import keras_weights
-from runtime.checkpoints import Checkpoints
-from runtime.errors import UserError
-from runtime.run_directory import read_npz, write_npz
-from vae import train
-from vae.train import Parameters, TrainState
+from latent_arith.model import FaceVae
+from latentlab.errors import UserError
+from latentlab.model import LatentVariableModel, Variables, network_variables
+from latentlab.storage import keras_weights
+from latentlab.storage.checkpoints import Checkpoints, digest
+from latentlab.storage.run_directory import read_npz, write_npz
+from latentlab.training.optimizer import adam
+from latentlab.training.state import TrainState, init_state
 
 WEIGHTS = "weights.npz"
 CHECKPOINTS = Path("checkpoints", "face_vae")
 
 
-def save(path: Path, params: Parameters) -> None:
-    """Writes all variables to an .npz, atomically."""
-    leaves = (np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(params))
-    write_npz(path, dict(zip(_names(), leaves, strict=True)))
+def save(path: Path, model: LatentVariableModel, variables: Variables) -> None:
+    """Write all variables to an .npz, atomically."""
+    write_npz(path, named_arrays(model, variables))
 
 
-def load(path: Path, md5: str = "") -> Parameters:
-    """Variables of both networks from a file or folder.
+def named_arrays(model: LatentVariableModel, variables: Variables) -> dict[str, np.ndarray]:
+    """Return all variables under their names in `weights.npz`."""
+    leaves = map(np.ascontiguousarray, jax.tree.leaves(variables))
+    return dict(zip(_names(model), leaves, strict=True))
+
+
+def load(path: Path, model: LatentVariableModel, md5: str = "") -> Variables:
+    """Read the variables of a model from a file or folder.
 
     Args:
         path: A run's folder (that of the experiment, or of all), a `weights.npz`, or anything that
-            `runtime.keras_weights.read` takes.
+            `latentlab.storage.keras_weights.read` takes.
+        model: Whose weights they are.
         md5: MD5 that a foreign file must have.
 
     Raises:
-        UserError: It is missing or damaged, or of another architecture: the first path and shape that differ are told.
+        UserError: It is missing or damaged, or of another architecture: the paths and shapes that differ are named.
     """
     for directory in (path, path / "latent_arith"):
         if (directory / CHECKPOINTS).is_dir() and not (directory / WEIGHTS).exists():
-            return _newest_checkpoint(directory / CHECKPOINTS)
+            return _newest_checkpoint(directory / CHECKPOINTS, model)
         if (directory / WEIGHTS).exists():
             path = directory / WEIGHTS
     if path.suffix == ".npz" and not md5:
         arrays = read_npz(path)
     else:
         arrays = _in_our_names(keras_weights.read(path, md5 or None))
+    template = jax.eval_shape(model.init, jax.random.key(0))
+    names = dict(zip(keras_weights.paths(template), _names(model), strict=True))
     try:
-        return keras_weights.assign(
-            _template(), arrays, dict(zip(keras_weights.paths(_template()), _names(), strict=True))
-        )
+        return keras_weights.assign(template, arrays, names)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _template() -> Parameters:
-    template: Parameters = jax.eval_shape(FaceVae().init, jax.random.key(0))
-    return template
+def fingerprint(variables: Variables) -> str:
+    """Return the SHA-256 of all weights, networks first, by which edits name the weights they were made with."""
+    return digest({name: network_variables(variables, name) for name in variables["params"]})
 
 
-def _names() -> list[str]:
-    """Keras's name of every variable, in the order of our leaves."""
+def _names(model: LatentVariableModel) -> list[str]:
+    """Return the name of every variable, in the order of the leaves."""
+    paths = keras_weights.paths(jax.eval_shape(model.init, jax.random.key(0)))
+    if not isinstance(model, FaceVae) or model.encoder or model.decoder:
+        return paths
     names = []
-    for path in keras_weights.paths(_template()):
-        network, _, layer, variable = path.split("/")
+    for path in paths:
+        _, network, layer, variable = path.split("/")
         names.append(f"{network}/{layer}/{keras_weights.FLAX_TO_KERAS[variable] if '_norm_' in layer else variable}")
     return names
 
 
 def _in_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames normalisations and the decoder's dense layer, which a foreign model may call anything."""
+    """Rename normalisations and the decoder's dense layer, which a foreign model may call anything."""
     layers = dict.fromkeys(name.rpartition("/")[0] for name in arrays)
     renamed: dict[str, str] = {}
     for network, norms in (("encoder", "encoder_norm_{}"), ("decoder", "decoder_norm_t{}")):
@@ -101,16 +112,16 @@ def _numbers(layer: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", layer)]
 
 
-def _newest_checkpoint(directory: Path) -> Parameters:
-    """Parameters of the newest undamaged checkpoint of a training that is not over; the folder stays as it is."""
+def _newest_checkpoint(directory: Path, model: LatentVariableModel) -> Variables:
+    """Read the variables of the newest undamaged checkpoint of a training that is not over."""
 
     def init(key: Array) -> TrainState:
-        return train.init_state(key, FaceVae().init, train.adam(optax.constant_schedule(1.0), 1.0))
+        return init_state(key, model.init, adam(optax.constant_schedule(1.0), 1.0))
 
-    like = jax.eval_shape(jax.vmap(init), jax.random.key(0)[None])
     checkpoints = Checkpoints(directory)
-    restored = checkpoints.restore(like, warn=lambda line: None, discard_damaged=False)
+    restored = checkpoints.restore(jax.eval_shape(init, jax.random.key(0)), warn=lambda line: None)
     checkpoints.close()
     if not restored:
         raise UserError(f"{directory}: holds no checkpoint yet")
-    return jax.tree.map(lambda leaf: np.asarray(leaf[0]), restored.state.params)
+    variables: Variables = jax.tree.map(np.asarray, restored.state.variables)
+    return variables

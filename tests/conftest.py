@@ -14,6 +14,12 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILATIONS.name  # for subprocesses 
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+
+import tests.typechecker  # noqa: E402, F401
+
+# Shapes and types of all annotated arguments and results are checked at run time, in tests alone.
+CHECKED = jaxtyping.install_import_hook(("latentlab", "vae", "latent_arith", "adversarial"), "tests.typechecker.check")
 
 FEW_FACES = {
     "synthetic-images": 60,
@@ -29,11 +35,36 @@ FEW_FACES = {
 SMALL_FACES = [argument for name, value in FEW_FACES.items() for argument in (f"--{name}", str(value))]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="fail where a test was skipped, as CI does")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark campaigns and whole runs as slow, all of tests/integration and tests/faults; warnings in tests are errors.
+
+    In tests, and not in the configuration of pytest, where a warning of a foreign plugin would end the suite.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("error"), append=False)
+        if {"integration", "faults"} & set(item.path.parts):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(autouse=True)
 def strict(request: pytest.FixtureRequest) -> Iterator[None]:
     """No array changes its rank or dtype unless the code says so; Optax's Adam does, so `lenient` tests are let off."""
     with contextlib.ExitStack() as modes:
         modes.enter_context(jax.numpy_rank_promotion("raise"))
+        if request.node.get_closest_marker("unchecked"):
+            jaxtyping.config.update("jaxtyping_disable", True)
+            modes.callback(jaxtyping.config.update, "jaxtyping_disable", False)
         if not request.node.get_closest_marker("lenient"):
             modes.enter_context(jax.numpy_dtype_promotion("strict"))
         yield
@@ -43,7 +74,7 @@ def strict(request: pytest.FixtureRequest) -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of idx files with 500 training and 40 held-out digits."""
     directory = tmp_path_factory.mktemp("digits")
-    from tests.test_vae_data import write_packaged
+    from tests.digits import write_packaged
 
     write_packaged(directory, 500, 40)
     return directory
@@ -61,11 +92,11 @@ def small(digits: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of `all`, with two seeds of the first experiment."""
-    import run
+    from latentlab import cli
 
     directory = tmp_path_factory.mktemp("runs") / "all"
     arguments = [name.replace("--", "--vae.") for name in small]
     arguments += [name.replace("--", "--latent-arith.") for name in SMALL_FACES]
     arguments += ["--adversarial.epsilons", "0", "0.01"]
-    assert run.main(["all", *arguments, "--out", str(directory)]) == 0
+    assert cli.main(["all", *arguments, "--out", str(directory)]) == 0
     return directory

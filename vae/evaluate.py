@@ -1,20 +1,21 @@
 """What is measured of a trained autoencoder and VAE, on images that neither has seen.
 
-Likelihoods are Bernoulli likelihoods of grey levels in nats, whatever the training objective
-was, so that runs can be compared. How good samples from the prior N(0, I) are is measured
-against held-out images in the space of their first 50 principal components: by the Fréchet
-distance between Gaussians fitted to both sets (0 is perfect), and by density and coverage
-(Naeem et al. 2020). Around every real image lies a ball that reaches to its fifth nearest real
-neighbour: density tells in how many balls a sample lies, as a share of what real images would
-give, and coverage is the share of balls that hold any sample. A few real outliers with wide
-balls weigh little in either. Density alone says little: blurred samples crowd where balls
-overlap, and samples that are all alike can score high; coverage shows that they are alike.
+Likelihoods are Bernoulli likelihoods of grey levels in nats, whatever the training loss was, so that runs can be
+compared. How good samples from the prior N(0, I) are is measured against held-out images in the space of their first
+50 principal components: by the Fréchet distance between Gaussians fitted to both sets (0 is perfect), and by density
+and coverage (Naeem et al. 2020). Around every real image lies a ball that reaches to its fifth nearest real neighbour:
+density tells in how many balls a sample lies, as a share of what real images would give, and coverage is the share of
+balls that hold any sample. A few real outliers with wide balls weigh little in either. Density alone says little:
+blurred samples crowd where balls overlap, and samples that are all alike can score high; coverage shows that they are
+alike.
 
-Scikit-learn is imported where it is used, which is after training: to import it takes as long as
-all else before the first step.
+Scikit-learn is imported where it is used, which is after training, because its import takes as long as all else before
+the first step.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key, UInt8
 
-from runtime import mesh
-from vae import objectives
-from vae.models import Model
-from vae.train import Parameters, normalize
+from latentlab.model import FINAL_STEP, LatentVariableModel, Variables, normalize
+from latentlab.parallel import batched_apply, vmap_seeds
+from vae import losses
 
 EXAMPLES_PER_BATCH = 100
 DECODINGS_PER_BATCH = 256
@@ -33,101 +33,139 @@ ACTIVE_UNIT_VARIANCE = 0.01
 PRINCIPAL_COMPONENTS = 50
 
 Codes = Float[np.ndarray, "n latent"]
-FINAL_STEP = np.iinfo(np.int32).max
-
-_of_seeds = partial(jax.vmap, spmd_axis_name=mesh.SEED)
+Pixels = UInt8[np.ndarray, "n height width channels"]
 
 
-@partial(jax.jit, static_argnums=0)
-def held_out(
-    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], keys: Key[Array, " seeds"]
-) -> dict[str, Array]:
-    """Per seed and image: latents and losses, with one posterior sample each; the same for any batch size.
+def evaluate_test_set(
+    model: LatentVariableModel, variables: Variables, images: Pixels, keys: Key[Array, " seeds"]
+) -> dict[str, np.ndarray]:
+    """Return latents and losses per seed and image, with one posterior sample each; the same for any batch size.
 
     Args:
-        model: Networks and objective.
-        params: Parameters of all seeds, each leaf with a leading axis of seeds.
+        model: Networks and loss.
+        variables: Variables; of several seeds, each leaf has a leading axis of seeds.
         images: Pixels 0…255, shared by all seeds.
         keys: Key of each seed's posterior samples.
 
     Returns:
-        `mean`, `log_variance`, `latent` (a sample; the autoencoder's code) and `kl`, each
-        (seeds, n, latent); `loss` (the training objective after any warm-up), `reconstruction`
-        (cross-entropy summed over pixels) and `squared_error` (mean over pixels), each (seeds, n).
+        `mean`, `log_variance`, `latent` (a sample; the autoencoder's code) and `kl`, each (seeds, n, latent); `loss`
+        (the training loss after any warm-up), `reconstruction` (cross-entropy summed over pixels) and `squared_error`
+        (mean over pixels), each (seeds, n).
     """
-
-    def one(params: Parameters, image: Array, key: Array) -> dict[str, Array]:
-        pixels = normalize(image)[None]
-        mean, log_variance = model.encode(params, pixels)
-        latent = objectives.reparameterize(key, mean, log_variance)
-        logits = model.decode(params, latent)
-        values = {
-            "mean": mean,
-            "log_variance": log_variance,
-            "latent": latent,
-            "kl": objectives.gaussian_kl(mean, log_variance),
-            "loss": model.objective(logits, pixels, mean, log_variance, jnp.asarray(FINAL_STEP))[0],
-            "reconstruction": objectives.binary_cross_entropy(logits, pixels),
-            "squared_error": objectives.squared_error(logits, pixels),
-        }
-        return {name: value[0] for name, value in values.items()}
-
-    def one_seed(params: Parameters, key: Array) -> dict[str, Array]:
-        keys = jax.random.split(key, len(images))
-        return mesh.map_rows(one, params, images, keys, at_once=EXAMPLES_PER_BATCH)
-
-    return _of_seeds(one_seed)(params, keys)
+    return _apply_to_seeds(_measure_image, model, variables, len(keys), images, keys_per_row=(keys, len(images)))
 
 
-@partial(jax.jit, static_argnums=0)
-def encode(model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"]) -> Float[Array, "seeds n latent"]:
-    """Posterior means (the autoencoder's codes) of images 0…255, for every seed."""
-
-    def one(params: Parameters, image: Array) -> Array:
-        return model.encode(params, normalize(image)[None])[0][0]
-
-    return _of_seeds(lambda params: mesh.map_rows(one, params, images, at_once=EXAMPLES_PER_BATCH))(params)
+def encode(model: LatentVariableModel, variables: Variables, images: Pixels, seeds: int = 1) -> np.ndarray:
+    """Return posterior means (the autoencoder's codes) of images 0…255 for every seed, (seeds, n, latent)."""
+    return _apply_to_seeds(_encode_image, model, variables, seeds, images)
 
 
-@partial(jax.jit, static_argnums=0)
 def decode(
-    model: Model, params: Parameters, latents: Float[Array, "seeds n latent"]
-) -> UInt8[Array, "seeds n 28 28 1"]:
-    """Images 0…255 of latents, for every seed."""
-
-    def one(params: Parameters, latent: Array) -> Array:
-        return jnp.round(jax.nn.sigmoid(model.decode(params, latent[None])[0]) * 255).astype(jnp.uint8)
-
-    return _of_seeds(partial(mesh.map_rows, one, at_once=EXAMPLES_PER_BATCH))(params, latents)
+    model: LatentVariableModel, variables: Variables, latents: Float[np.ndarray, "seeds n latent"]
+) -> UInt8[np.ndarray, "seeds n height width channels"]:
+    """Return images 0…255 of latents for every seed."""
+    return _apply_to_seeds(decode_latent, model, variables, len(latents), per_seed=latents)
 
 
-@partial(jax.jit, static_argnums=(0, 4))
 def importance_weighted_bound(
-    model: Model, params: Parameters, images: UInt8[Array, "n 28 28 1"], keys: Key[Array, " seeds"], samples: int
-) -> Float[Array, "seeds n"]:
-    """Bound on log p(x) of every image from K samples, in nats; see `objectives.importance_weighted_bound`."""
-
-    def one(params: Parameters, image: Array, key: Array) -> Array:
-        pixels = normalize(image)[None]
-        mean, log_variance = model.encode(params, pixels)
-        return objectives.importance_weighted_bound(
-            key, pixels, mean, log_variance, partial(model.decode, params), samples
-        )[0]
-
-    def one_seed(params: Parameters, key: Array) -> Array:
-        keys = jax.random.split(key, len(images))
-        return mesh.map_rows(one, params, images, keys, at_once=max(1, DECODINGS_PER_BATCH // samples))
-
-    return _of_seeds(one_seed)(params, keys)
+    model: LatentVariableModel, variables: Variables, images: Pixels, keys: Key[Array, " seeds"], samples: int
+) -> Float[np.ndarray, "seeds n"]:
+    """Return the bound on log p(x) of every image from K samples, in nats; see `losses.importance_weighted_bound`."""
+    bound = partial(_bound_image, samples=samples)
+    at_once = max(1, DECODINGS_PER_BATCH // samples)
+    return _apply_to_seeds(
+        bound, model, variables, len(keys), images, keys_per_row=(keys, len(images)), batch_size=at_once
+    )
 
 
-def active_units(mean: Codes) -> int:
-    """Number of latent dimensions whose posterior mean varies over images by more than 0.01 (Burda et al. 2016)."""
+def evaluation_keys(first_seed: int, seeds: int, purpose: str) -> Key[Array, " seeds"]:
+    """Return a key of every seed for one purpose of the evaluation: held out, prior samples, or bound."""
+    index = ("held out", "prior samples", "bound").index(purpose)
+    numbers = jnp.arange(first_seed, first_seed + seeds)
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 100 + index))(numbers)
+
+
+def _measure_image(model: LatentVariableModel, variables: Variables, image: Array, key_data: Array) -> dict[str, Array]:
+    pixels, key = normalize(image)[None], jax.random.wrap_key_data(key_data)
+    mean, log_variance = model.encode(variables, pixels)
+    latent = losses.reparameterize(key, mean, log_variance)
+    logits = model.decode(variables, latent)
+    values = {
+        "mean": mean,
+        "log_variance": log_variance,
+        "latent": latent,
+        "kl": losses.gaussian_kl(mean, log_variance),
+        "loss": model.loss(variables, pixels, key, FINAL_STEP, train=False).per_example,
+        "reconstruction": losses.binary_cross_entropy(logits, pixels),
+        "squared_error": losses.squared_error(logits, pixels),
+    }
+    return {name: value[0] for name, value in values.items()}
+
+
+def _encode_image(model: LatentVariableModel, variables: Variables, image: Array) -> Array:
+    return model.encode(variables, normalize(image)[None])[0][0]
+
+
+def decode_latent(model: LatentVariableModel, variables: Variables, latent: Array) -> UInt8[Array, "h w c"]:
+    """Return the image 0…255 of one latent."""
+    return jnp.round(jax.nn.sigmoid(model.decode(variables, latent[None])[0]) * 255).astype(jnp.uint8)
+
+
+def _bound_image(
+    model: LatentVariableModel, variables: Variables, image: Array, key_data: Array, *, samples: int
+) -> Array:
+    pixels = normalize(image)[None]
+    mean, log_variance = model.encode(variables, pixels)
+    key = jax.random.wrap_key_data(key_data)
+    decode = partial(model.decode, variables)
+    return losses.importance_weighted_bound(key, pixels, mean, log_variance, decode, samples)[0]
+
+
+def _apply_to_seeds(
+    function: Callable[..., Any],
+    model: LatentVariableModel,
+    variables: Variables,
+    seeds: int,
+    *images: np.ndarray,
+    per_seed: np.ndarray | None = None,
+    keys_per_row: tuple[Key[Array, " seeds"], int] | None = None,
+    batch_size: int = EXAMPLES_PER_BATCH,
+) -> Any:
+    """Apply `function(model, variables, *row)` to every row for every seed: results (seeds, n, …)."""
+    rows_of_seeds = []
+    if per_seed is not None:
+        rows_of_seeds.append(np.asarray(per_seed))
+    if keys_per_row is not None:
+        keys, count = keys_per_row
+        rows_of_seeds.append(np.asarray(jax.random.key_data(jax.vmap(lambda key: jax.random.split(key, count))(keys))))
+    rows = [*images, *(rows[0] if seeds == 1 else np.moveaxis(rows, 0, 1) for rows in rows_of_seeds)]
+    static = (function, model, seeds, len(images))
+    results = batched_apply(_apply_rows, *rows, batch_size=batch_size, shared=variables, static=static)
+    return jax.tree.map(lambda leaf: leaf[None] if seeds == 1 else np.moveaxis(leaf, 1, 0), results)
+
+
+def _apply_rows(
+    function: Callable[..., Any],
+    model: LatentVariableModel,
+    seeds: int,
+    shared_rows: int,
+    variables: Variables,
+    *rows: Array,
+) -> Any:
+    def apply_seed(variables: Variables, *rows: Array) -> Any:
+        return jax.vmap(partial(function, model, variables))(*rows)
+
+    in_axes = (0, *[None] * shared_rows, *[1] * (len(rows) - shared_rows))
+    return vmap_seeds(apply_seed, seeds, in_axes, 1)(variables, *rows)
+
+
+def count_active_units(mean: Codes) -> int:
+    """Count the latent dimensions whose posterior mean varies over images by more than 0.01 (Burda et al. 2016)."""
     return int(np.sum(np.var(mean, axis=0) > ACTIVE_UNIT_VARIANCE))
 
 
-def aggregate_posterior(latents: Codes) -> dict[str, object]:
-    """Mean and covariance of all codes, and KL(N(mean, covariance) ‖ N(0, I)) in nats.
+def describe_aggregate_posterior(latents: Codes) -> dict[str, object]:
+    """Return mean and covariance of all codes, and KL(N(mean, covariance) ‖ N(0, I)) in nats.
 
     ½ (tr Σ + μᵀμ - d - log det Σ): how far the codes, seen as one Gaussian, are from the prior.
     """
@@ -144,18 +182,20 @@ def aggregate_posterior(latents: Codes) -> dict[str, object]:
     }
 
 
-def neighbour_accuracy(
+def score_neighbours(
     train: Codes, train_labels: np.ndarray, test: Codes, test_labels: np.ndarray, neighbours: int = 10
 ) -> float:
-    """Accuracy of a k-nearest-neighbour vote in latent space, trained on the codes of the training images."""
+    """Return the accuracy of a k-nearest-neighbour vote among the codes of the training images."""
     from sklearn.neighbors import KNeighborsClassifier
 
     classifier = KNeighborsClassifier(min(neighbours, len(train))).fit(train, train_labels)
     return float(classifier.score(test, test_labels))
 
 
-def sample_quality(samples: UInt8[np.ndarray, "m 28 28 1"], real: UInt8[np.ndarray, "n 28 28 1"]) -> dict[str, float]:
-    """Fréchet distance, density and coverage of samples against real images (see the module).
+def score_samples(
+    samples: UInt8[np.ndarray, "m height width channels"], real: UInt8[np.ndarray, "n height width channels"]
+) -> dict[str, float]:
+    """Return Fréchet distance, density and coverage of samples against real images (see the module).
 
     Args:
         samples: Decoded prior samples, pixels 0…255.
@@ -172,7 +212,7 @@ def sample_quality(samples: UInt8[np.ndarray, "m 28 28 1"], real: UInt8[np.ndarr
 
 
 def frechet_distance(one: Codes, other: Codes) -> float:
-    """|μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) between Gaussians fitted to two sets of points (Heusel et al. 2017)."""
+    """Return |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of Gaussians fitted to both sets (Heusel et al. 2017)."""
     shift = one.mean(axis=0) - other.mean(axis=0)
     first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
     values, vectors = np.linalg.eigh(first)
@@ -182,7 +222,7 @@ def frechet_distance(one: Codes, other: Codes) -> float:
 
 
 def density_and_coverage(samples: Codes, real: Codes, neighbours: int = 5) -> tuple[float, float]:
-    """Density, 1 on average for samples that are like the real points, and coverage in 0…1 (Naeem et al. 2020).
+    """Return density, 1 on average for samples that are like the real points, and coverage in 0…1 (Naeem et al. 2020).
 
     Args:
         samples: Points (m, d) to judge.

@@ -22,18 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from latent_arith.models import FaceVae
 from PIL import Image
 
 from latent_arith import celeba, weights
-from latent_arith.models import FaceVae
-from runtime.checkpoints import Checkpoints, digest
-from runtime.errors import UserError
-from runtime.run_directory import Metrics
+from latentlab.errors import UserError
+from latentlab.storage.checkpoints import Checkpoints, digest
 from tests.faults.kills import ROOT, Tally, command, differences, digits, state, whole_run
 
 ZEROS = 512
 COMPILING = """
-from runtime import compilation_cache
+from latentlab.storage import compilation_cache
 compilation_cache.enable()
 import jax, jax.numpy as jnp
 @jax.jit

@@ -32,8 +32,8 @@ import run
 from adversarial import photos
 from adversarial.config import AdversarialConfig
 from latent_arith import celeba, edits
-from runtime import hdf5, keras_weights, run_directory
-from runtime.errors import UserError
+from latentlab.errors import UserError
+from latentlab.storage import hdf5, keras_weights, run_directory
 from vae.data import read_idx
 
 KERAS = Path(__file__).parents[1] / "data" / "keras"
@@ -205,7 +205,7 @@ def _metrics(path: Path) -> object:
 
 
 def _decoded(path: Path) -> object:
-    return celeba._decode(path)
+    return celeba._decode(path, celeba.SIZE)
 
 
 IDX = b"\x00\x00\x08\x03" + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x1c" * 2 + bytes(range(196)) * 8

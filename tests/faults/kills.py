@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from latent_arith import celeba
-from runtime.checkpoints import Checkpoints, digest
-from runtime.run_directory import Metrics, read_json, read_npz
-from tests.test_vae_data import write_packaged
+from latentlab.storage.checkpoints import Checkpoints, digest
+from latentlab.storage.run_directory import Metrics, read_json, read_npz
+from tests.digits import write_packaged
 
 ROOT = Path(__file__).parents[2]
 FACES = (
@@ -201,7 +201,7 @@ def state(step: int) -> dict[str, np.ndarray]:
 def killed_saving(kills: int, place: Path, chance: random.Random) -> Tally:
     """Checkpoints, written one after the other: the newest that was reported, or a later one, must be there."""
     program = (
-        "import sys; from pathlib import Path; from runtime.checkpoints import Checkpoints; "
+        "import sys; from pathlib import Path; from latentlab.storage.checkpoints import Checkpoints; "
         "from tests.faults.kills import state; checkpoints = Checkpoints(Path(sys.argv[1]))\n"
         "for step in range(int(sys.argv[2]), 10**6): checkpoints.save(step, state(step)); print(step, flush=True)"
     )
@@ -219,7 +219,7 @@ def _restored(directory: Path) -> int:
 def killed_replacing(kills: int, place: Path, chance: random.Random) -> Tally:
     """A results file, replaced again and again."""
     program = (
-        "import sys; from pathlib import Path; from runtime.run_directory import write_json, write_npz; "
+        "import sys; from pathlib import Path; from latentlab.storage.run_directory import write_json, write_npz; "
         "from tests.faults.kills import state; place = Path(sys.argv[1])\n"
         "for step in range(int(sys.argv[2]), 10**6):\n"
         "    write_npz(place / 'arrays.npz', state(step)); write_json(place / 'results.json', {'step': step}); "

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from runtime.run_directory import Metrics
 from tests.faults.kills import ROOT, command, differences, digits, whole_run
 
 needs_namespaces = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""The face VAE in Keras, written from the specification's table: an oracle for `latent_arith.nets`.
+"""The face VAE in Keras, written from the specification's table: an oracle for `latent_arith.model`.
 
 Layers have the names of our variables, so weights and moving statistics are copied by path.
 With the JAX backend Keras's BatchNormalization computes in float32 even where its dtype is

@@ -1,4 +1,4 @@
-"""The MNIST autoencoder and VAE in Keras, written from the specification's table: an oracle for `vae.nets`.
+"""The MNIST autoencoder and VAE in Keras, written from the specification's table: an oracle for `vae.model`.
 
 Layers have the names of our parameter tree, so weights are copied by path. Keras broadcasts and
 promotes freely, so it is let off the strict modes of the tests.
@@ -112,7 +112,7 @@ def _named(params: Any) -> dict[str, Any]:
 
 def _bijection(params: Any, models: Models) -> dict[str, keras.Variable]:
     """Keras's variables by the paths of our parameters."""
-    variables = {f"{part}/params/{v.path}": v for part, model in models.items() for v in model.trainable_variables}
+    variables = {f"params/{part}/{v.path}": v for part, model in models.items() for v in model.trainable_variables}
     ours, theirs = ({name: np.shape(v) for name, v in side.items()} for side in (_named(params), variables))
     if ours != theirs:
         raise ValueError(f"only ours: {ours.items() - theirs.items()}; only Keras's: {theirs.items() - ours.items()}")

@@ -1,0 +1,146 @@
+"""What experiment 3 gives: of one photo, what became of it; of many, the robust accuracy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from adversarial import one_photo, robustness
+from adversarial.classifier import Classifier
+from adversarial.config import AdversarialConfig
+from adversarial.one_photo import Sweep
+from adversarial.pixels import encode_png
+from latentlab.figures import file_name
+from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.run_directory import atomic, read_json, read_npz, write_json, write_npz
+
+DELIVERED = {2: "ans16", 3: "ans17", 4: "ans18"}
+"""Rank of a target, and the exercise's name for the confidence after the attack aimed at it."""
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoResults:
+    """What one photo became under every objective and ε.
+
+    Attributes:
+        config: Settings of the run.
+        classifier: What was attacked.
+        photo: The photo, 0…255.
+        before: Probabilities of all classes for the photo.
+        sweep: Attacked pictures and the probabilities for them.
+        objectives: Names of the objectives.
+        measures: What `results.json` holds.
+    """
+
+    config: AdversarialConfig
+    classifier: Classifier
+    photo: UInt8[np.ndarray, "h w 3"]
+    before: Float[np.ndarray, " classes"]
+    sweep: Sweep
+    objectives: tuple[str, ...]
+    measures: Mapping[str, Any]
+
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the arrays of every file that `save` writes."""
+        order, attacks = np.argsort(-self.before, kind="stable"), self.measures["attacks"]
+        answers = {"ans14": np.asarray(order[1]), "ans15": np.asarray(order[3])}
+        for rank, entry in zip(self.config.targets, attacks[1:], strict=False):
+            if rank in DELIVERED:
+                answers[DELIVERED[rank]] = np.asarray(entry["confidence"])
+        return {
+            "figures.npz": {"original": self.photo, "adversarial": self.sweep.pictures},
+            "sweep.npz": {
+                "before": self.before,
+                "probabilities": self.sweep.probabilities,
+                "after_png": self.sweep.after_png,
+                "classes": np.asarray([known.name for known in self.classifier.classes]),
+            },
+            "deliverables.npz": answers,
+        }
+
+    def summary(self) -> str:
+        """Return what was measured, in a few lines for the terminal."""
+        return one_photo.summarize(self.measures)
+
+    def save(self, run_dir: Path) -> None:
+        """Write arrays, metrics, `results.json`, and the photo and the pictures at `config.epsilon` as PNGs.
+
+        Raises:
+            UserError: A file could not be written.
+        """
+        values = sorted({entry["epsilon"] for entry in self.measures["sweep"]})
+        shown = self.sweep.pictures[:, values.index(self.config.epsilon)]  # figures.npz has those of every ε
+        for name, picture in zip(["original", *self.objectives], [self.photo, *shown], strict=True):
+            with atomic(run_dir / "pictures" / file_name(name.replace(" ", "_"))) as file:
+                file.write(encode_png(picture)[0])
+        for file_of_arrays, arrays in self.arrays().items():
+            write_npz(run_dir / file_of_arrays, arrays)
+        MetricsLog(run_dir / "metrics.jsonl").replace(self.measures["sweep"])
+        write_json(run_dir / "results.json", self.measures)
+
+    @classmethod
+    def load(cls, run_dir: Path, config: AdversarialConfig, classifier: Classifier) -> "PhotoResults":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: A file is missing or damaged.
+        """
+        pictures, swept = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
+        measures = read_json(run_dir / "results.json")
+        sweep = Sweep(swept["probabilities"], pictures["adversarial"], swept["after_png"])
+        objectives = tuple(entry["objective"] for entry in measures["attacks"])
+        return cls(config, classifier, pictures["original"], swept["before"], sweep, objectives, measures)
+
+
+@dataclass(frozen=True, eq=False)
+class RobustnessResults:
+    """The share of many photos that is still recognised.
+
+    Attributes:
+        config: Settings of the run.
+        classifier: What was attacked.
+        accuracy: What `robustness.npz` holds: accuracy against ε with intervals.
+        rows: What `metrics.jsonl` holds: a row a photo.
+        measures: What `results.json` holds.
+    """
+
+    config: AdversarialConfig
+    classifier: Classifier
+    accuracy: Mapping[str, np.ndarray]
+    rows: tuple[Mapping[str, Any], ...]
+    measures: Mapping[str, Any]
+
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the arrays of every file that `save` writes."""
+        return {"robustness.npz": dict(self.accuracy)}
+
+    def summary(self) -> str:
+        """Return what was measured, in a few lines for the terminal."""
+        return robustness.summarize(self.measures)
+
+    def save(self, run_dir: Path) -> None:
+        """Write arrays, metrics and `results.json`.
+
+        Raises:
+            UserError: A file could not be written.
+        """
+        MetricsLog(run_dir / "metrics.jsonl").replace(self.rows)
+        write_npz(run_dir / "robustness.npz", self.accuracy)
+        write_json(run_dir / "results.json", self.measures)
+
+    @classmethod
+    def load(cls, run_dir: Path, config: AdversarialConfig, classifier: Classifier) -> "RobustnessResults":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: A file is missing or damaged.
+        """
+        rows = tuple(MetricsLog(run_dir / "metrics.jsonl").rows())
+        accuracy, measures = read_npz(run_dir / "robustness.npz"), read_json(run_dir / "results.json")
+        return cls(config, classifier, accuracy, rows, measures)
+
+
+AdversarialResults = PhotoResults | RobustnessResults

@@ -1,0 +1,105 @@
+"""Experiment 3 on the page: a photo at every objective and ε, or the share of many photos that is still recognised."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adversarial.figures import NORMS
+from adversarial.one_photo import TOP
+from latentlab.report.values import sprite
+from latentlab.storage.run_directory import read_json, read_npz
+
+KEY, TITLE = "attack", "Attack"
+
+
+def make_section(run_dir: Path) -> dict[str, Any]:
+    """Return what the section shows, as JSON.
+
+    Raises:
+        UserError: A file of the run is missing or damaged.
+    """
+    results = read_json(run_dir / "results.json")
+    if "robust_accuracy" in results:
+        return {"robust": accuracy_curves(results)}
+    pictures, saved = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
+    sweep, count = results["sweep"], len(pictures["adversarial"][0])
+    rows = [sweep[start : start + count] for start in range(0, len(sweep), count)]
+    first = rows[0]
+    radii = [entry["epsilon"] for entry in first]
+    own = int(results["true_class"]["index"])
+    return {
+        "attack": str(results["attack"]).upper(),
+        "norm": NORMS[results["norm"]],
+        "truth": str(results["true_class"]["name"]),
+        "original": sprite(pictures["original"][None], lossless=True),
+        "levels": [float(entry["epsilon_grey_levels"]) for entry in first],
+        "epsilons": [float(radius) for radius in radii],
+        "unit": str(first[0]["epsilon_range"]),
+        "start": radii.index(results["attacks"][0]["epsilon"]),
+        "objectives": [
+            _describe_objective(row, saved, index, own, pictures["adversarial"][index], pictures["original"])
+            for index, row in enumerate(rows)
+        ],
+    }
+
+
+def accuracy_curves(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the accuracy under attack against ε, as computed and saved with 8 bits, with its intervals."""
+    entries = results["robust_accuracy"]
+    kinds = {"accuracy": "as computed", "accuracy_8_bit": "saved with 8 bits"}
+    return {
+        "photos": int(results["photos"]),
+        "levels": [float(entry["epsilon_grey_levels"]) for entry in entries],
+        "curves": [
+            {
+                "name": name,
+                "value": [float(entry[key]) for entry in entries],
+                "low": [float(entry[f"{key}_low"]) for entry in entries],
+                "high": [float(entry[f"{key}_high"]) for entry in entries],
+            }
+            for key, name in kinds.items()
+        ],
+    }
+
+
+def _describe_objective(
+    row: Sequence[Mapping[str, Any]],
+    saved: Mapping[str, np.ndarray],
+    index: int,
+    own: int,
+    adversarial: np.ndarray,
+    photo: np.ndarray,
+) -> dict[str, Any]:
+    """Return an objective of the sweep at every ε; differences to the photo pack far better than pictures."""
+    probabilities, after_png = saved["probabilities"][index], saved["after_png"][index]
+    classes = saved["classes"].tolist()
+    differences = ((adversarial.astype(int) - photo.astype(int) + 128) % 256).astype(np.uint8)
+    before = int(np.argmax(saved["before"]))
+    flips = [at for at, entry in enumerate(row) if entry["top1_index"] != before]
+    return {
+        "name": row[0]["objective"],
+        "target": row[0]["target_name"],
+        "differences": sprite(differences, lossless=True),
+        "entries": [
+            {
+                "fools": bool(entry["success_after_png"]),
+                "most": int(entry["linf_grey_levels"]),
+                "truth": float(entry["true_class_probability"]),
+                "aimed": float(entry["target_probability"] if entry["target_name"] else entry["confidence"]),
+                "top": _top_classes(computed, as_png, classes, own),
+            }
+            for entry, computed, as_png in zip(row, probabilities, after_png, strict=True)
+        ],
+        "flip": flips[0] if flips else None,
+    }
+
+
+def _top_classes(computed: np.ndarray, as_png: np.ndarray, classes: Sequence[str], own: int) -> list[dict[str, Any]]:
+    """Return the most probable classes of a picture as computed, and their probabilities after it was saved."""
+    order = np.argsort(-computed, kind="stable")[:TOP]
+    return [
+        {"name": classes[at], "probability": float(computed[at]), "saved": float(as_png[at]), "own": int(at) == own}
+        for at in order
+    ]

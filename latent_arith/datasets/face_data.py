@@ -1,0 +1,198 @@
+"""Faces for the experiment, from any source, in three parts that have no image in common.
+
+| part | synthetic | others |
+| --- | --- | --- |
+| training: network and directions | images 0, 1, … of the seed | what the other parts leave |
+| held out: edited and scored | those after them | by a permutation from the seed |
+| classifier: trains the judge of the scorecard | others, drawn with correlation 0 | by the same permutation |
+
+The classifier's synthetic faces are drawn without correlation, so that it cannot take one attribute for another. A new
+data set is one function and its line in `DATASETS`.
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int8, Key, UInt8
+from platformdirs import user_cache_path
+from tqdm import tqdm
+
+from latent_arith.config import LatentArithConfig
+from latent_arith.datasets import celeba, synthetic_faces
+from latent_arith.datasets.batches import Source
+from latent_arith.datasets.celeba import CelebA, Table
+from latentlab.errors import UserError
+
+PAINTED_AT_ONCE = 512
+CLASSIFIER_FROM = 2**30  # index of the classifier's first synthetic face, beyond all others
+
+
+class LabeledFaces(NamedTuple):
+    """Images with their attributes and factors; `factors` has no columns where none are known."""
+
+    images: UInt8[np.ndarray, "n size size 3"]
+    attributes: Int8[np.ndarray, "n attributes"]
+    factors: Float[np.ndarray, "n factors"]
+
+
+@dataclass(frozen=True, eq=False)
+class FaceData:
+    """A source of images, its table, and the rows of both that belong to each part.
+
+    Attributes:
+        source: Pixels 0…255 by row.
+        table: Ids and attributes by row.
+        train: Rows that network and directions see.
+        held_out: Rows that neither sees.
+        classifier: Images that train the classifier.
+        factors: Names of the factors that faces are painted from; none where they are not painted.
+        description: Where the images are from, for `results.json`.
+    """
+
+    source: Source
+    table: Table
+    train: Int[np.ndarray, " train"]
+    held_out: Int[np.ndarray, " held_out"]
+    classifier: LabeledFaces
+    factors: tuple[str, ...]
+    description: dict[str, Any]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: UInt8[np.ndarray, "n size size 3"],
+        attributes: Int8[np.ndarray, "n attributes"],
+        names: Sequence[str],
+        config: LatentArithConfig,
+        source: str = "arrays",
+    ) -> "FaceData":
+        """Divide own images into the three parts, as a configuration sizes them.
+
+        Raises:
+            UserError: They do not fit together, or there are too few.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise UserError(f"{source}: images are {images.dtype} {images.shape}, expected uint8 (n, size, size, 3)")
+        if attributes.shape != (len(images), len(names)) or not np.isin(attributes, (-1, 1)).all():
+            raise UserError(
+                f"{source}: attributes are {attributes.dtype} {attributes.shape}, expected +1 or -1 of shape "
+                f"({len(images)}, {len(names)})"
+            )
+        ids = tuple(f"{source}-{index:06d}" for index in range(len(images)))
+        table = Table(ids, tuple(names), attributes.astype(np.int8))
+        return cls.divide(images, table, config, {"source": source, "images": len(images)})
+
+    @classmethod
+    def divide(cls, source: Source, table: Table, config: LatentArithConfig, description: dict[str, Any]) -> "FaceData":
+        """Divide a source into the three parts by a permutation from the seed.
+
+        Raises:
+            UserError: There are too few images.
+        """
+        wanted = config.held_out_images + config.classifier_images
+        if len(source) <= wanted:
+            raise UserError(
+                f"{description['source']} has {len(source)} images, expected more than held_out_images + "
+                f"classifier_images = {wanted}"
+            )
+        order = np.random.default_rng(config.seed).permutation(len(source))
+        classifier, held_out, train = np.split(order, [config.classifier_images, wanted])
+        classifier.sort()
+        judged = LabeledFaces(source[classifier], table.values[classifier], np.zeros((len(classifier), 0), np.float32))
+        return cls(source, table, np.sort(train), np.sort(held_out), judged, (), description)
+
+    def find_defining_factors(self, names: Sequence[str]) -> Bool[np.ndarray, "names factors"]:
+        """Return which factors an attribute is a threshold of, for each of `names`."""
+        of = synthetic_faces.FACTOR_OF
+        return np.asarray([[of[name] == factor for factor in self.factors] for name in names], bool)
+
+
+OpenData = Callable[[str, LatentArithConfig], FaceData]
+"""What follows the colon in `config.data`, "" if nothing does, and the settings to the data."""
+
+
+def open_synthetic(argument: str, config: LatentArithConfig) -> FaceData:
+    """Paint faces."""
+    if argument:
+        raise UserError(f"data source {config.data!r}: expected 'synthetic' alone")
+    count = config.synthetic_images + config.held_out_images
+    key = jax.random.key(config.seed)
+    faces = paint(key, np.arange(count), config.correlation, config.size, "painting faces")
+    others = CLASSIFIER_FROM + np.arange(config.classifier_images)
+    classifier = paint(key, others, 0.0, config.size, "painting more for the classifier")
+    ids = tuple(f"{config.seed}-{index:06d}" for index in range(count))
+    return FaceData(
+        faces.images,
+        Table(ids, synthetic_faces.ATTRIBUTES, faces.attributes),
+        np.arange(config.synthetic_images),
+        np.arange(config.synthetic_images, count),
+        classifier,
+        synthetic_faces.Factors._fields,
+        {"source": "synthetic", "images": count, "correlation": config.correlation, "seed": config.seed},
+    )
+
+
+def open_celeba(argument: str, config: LatentArithConfig) -> FaceData:
+    """Open CelebA's folder."""
+    if not argument:
+        raise UserError("data source 'celeba': expected 'celeba:DIR' with the folder of CelebA")
+    return _divide(
+        celeba.open_celeba(Path(argument), user_cache_path("latentlab"), config.skip_bad, config.size), config
+    )
+
+
+def open_tfds(argument: str, config: LatentArithConfig) -> FaceData:
+    """Open a data set of TensorFlow Datasets, CelebA where none is named."""
+    return _divide(celeba.open_tfds(argument, user_cache_path("latentlab"), config.skip_bad, config.size), config)
+
+
+DATASETS: dict[str, OpenData] = {"synthetic": open_synthetic, "celeba": open_celeba, "tfds": open_tfds}
+"""Data sets by the name before the colon in `--data`."""
+
+
+def open_data(config: LatentArithConfig) -> FaceData:
+    """Open or paint the data that a configuration names, and divide it.
+
+    Raises:
+        UserError: There is no such source, it cannot be read, or has too few images.
+    """
+    kind, colon, argument = config.data.partition(":")
+    if kind not in DATASETS or (colon and not argument):
+        known = ", ".join(f"'{name}'" for name in DATASETS)
+        raise UserError(f"data source {config.data!r}: expected one of {known}, with ':' and a folder or name for some")
+    return DATASETS[kind](argument, config)
+
+
+def check_label(config: LatentArithConfig, data: FaceData) -> None:
+    """Check that the data have the attribute whose direction is wanted.
+
+    Raises:
+        UserError: They have not.
+    """
+    names = data.table.names
+    if config.label and config.label not in names:
+        near = difflib.get_close_matches(config.label, names, 3, 0.5) or names
+        raise UserError(f"label is {config.label!r}, which {config.data} does not have; expected {' or '.join(near)}")
+
+
+def paint(
+    key: Key[jax.Array, ""], indices: Int[np.ndarray, " n"], correlation: float, size: int, label: str
+) -> LabeledFaces:
+    """Paint synthetic faces, with a progress bar."""
+    batches = np.array_split(indices, -(-len(indices) // PAINTED_AT_ONCE))
+    painted = []
+    with tqdm(total=len(indices), desc=label, unit="face", disable=None) as bar:
+        for batch in batches:
+            images, attributes, factors = synthetic_faces.paint_faces(key, batch, correlation, size)
+            painted.append((images, attributes, np.stack(factors, axis=1)))
+            bar.update(len(batch))
+    return LabeledFaces(*(np.concatenate(parts) for parts in zip(*painted, strict=True)))
+
+
+def _divide(source: CelebA, config: LatentArithConfig) -> FaceData:
+    return FaceData.divide(source, source.table, config, source.describe())

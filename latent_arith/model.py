@@ -1,0 +1,300 @@
+"""The face VAE: its networks, and the pure functions that `latentlab.model.LatentVariableModel` asks for.
+
+| part | layers |
+| --- | --- |
+| encoder | 4 × (Conv 3×3 stride 2, BatchNorm, LeakyReLU 0.3, Dropout): 32, 64, 64, 64; flatten; two Dense 200 |
+| decoder | Dense to 1/16 of each side; 3 × (ConvTranspose 3×3 stride 2, BatchNorm, …): 64, 64, 32; 3 stride 2 |
+
+There is no Dropout after the encoder's first block. Kernels start Glorot-uniform and biases zero. Convolutions and
+heads have the names of the Keras models that weights come from, and weights Keras's shapes and axis order, so they can
+be copied over one to one. The running variance follows that of the batch divided by n, as in Keras 3.
+
+With `train`, BatchNorm takes the statistics of the batch and moves the running ones (apply with
+`mutable=["batch_stats"]`), and Dropout draws from the `dropout` key, one for each network; without it the running
+statistics are used and nothing is dropped. A trap, measured in Keras 2 and 3: a custom `train_step` that calls
+`self.encoder(data)` without `training=True` leaves BatchNorm and Dropout inert for the whole training, and the moving
+mean stays exactly 0. Hence `train` has no default here: it is true in the training loss, false when encoding and
+decoding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from jaxtyping import Float, Int, Key, UInt8
+
+from latentlab import parallel
+from latentlab.kernels.convolution import conv_general_dilated
+from latentlab.kernels.materialize import materialize
+from latentlab.kernels.microbatch import microbatch
+from latentlab.model import (
+    Images,
+    Latents,
+    LatentVariableModel,
+    Loss,
+    Variables,
+    join_networks,
+    network_variables,
+    normalize,
+)
+from latentlab.parallel import LocalRows, batched_apply
+from latentlab.training.precision import Precision, apply_with_precision
+from vae import losses
+from vae.model import GLOROT, SLOPE, ConvTranspose
+
+IMAGE_SHAPE = (128, 128, 3)
+LATENT_DIM = 200
+ROWS = 50
+"""Images that a device encodes or decodes in one call."""
+MICROBATCH = 10
+"""Images of them at a time, on CPU."""
+
+Pixels = UInt8[np.ndarray, "n height width 3"]
+Encode = Callable[[Pixels | LocalRows], Float[np.ndarray, "n latent"]]
+Decode = Callable[[Float[np.ndarray, "n latent"]], Pixels]
+
+
+class Encoder(nn.Module):
+    """Images in [0, 1] to mean and log variance of the posterior.
+
+    Attributes:
+        latent_dim: Number of latent dimensions.
+        dropout: Share of the activations that is dropped in training.
+    """
+
+    latent_dim: int = LATENT_DIM
+    dropout: float = 0.25
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool) -> tuple[Latents, Latents]:
+        hidden = images
+        for index, features in enumerate((32, 64, 64, 64)):
+            convolution = nn.Conv(
+                features,
+                (3, 3),
+                (2, 2),
+                kernel_init=GLOROT,
+                conv_general_dilated=conv_general_dilated,
+                name=f"encoder_conv_{index}",
+            )
+            hidden = _block(convolution, hidden, f"encoder_norm_{index}", self.dropout if index else 0, train)
+        hidden = hidden.reshape(hidden.shape[0], -1)
+        mean = nn.Dense(self.latent_dim, kernel_init=GLOROT, name="mu")(hidden)
+        log_variance = nn.Dense(self.latent_dim, kernel_init=GLOROT, name="log_var")(hidden)
+        return mean, log_variance
+
+
+class Decoder(nn.Module):
+    """Latents to the logits of the pixels; `jax.nn.sigmoid` of them are images in [0, 1].
+
+    Attributes:
+        image_shape: Height, width and channels; height and width are multiples of 16.
+        dropout: Share of the activations that is dropped in training.
+    """
+
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE
+    dropout: float = 0.25
+
+    @nn.compact
+    def __call__(self, latents: Latents, *, train: bool) -> Images:
+        height, width, channels = self.image_shape
+        bottom = (height // 16, width // 16, 64)
+        hidden = nn.Dense(prod(bottom), kernel_init=GLOROT, name="decoder_dense")(latents)
+        hidden = jnp.reshape(hidden, (-1, *bottom))
+        for index, features in enumerate((64, 64, 32)):
+            convolution = ConvTranspose(features, 2, name=f"decoder_conv_t{index}")
+            hidden = _block(convolution, hidden, f"decoder_norm_t{index}", self.dropout, train)
+        return ConvTranspose(channels, 2, name="decoder_conv_t3")(hidden)
+
+
+class Dropout(nn.Module):
+    """Zeroes a share of the activations at random and divides the others by 1 - share, which keeps the expectation.
+
+    Flax's own draws a float for every activation, which took a fifth of a training step on CPU. Here four activations
+    share a random word if the share is a multiple of 1/256, and it is still met exactly.
+
+    Attributes:
+        rate: Share that is dropped.
+        deterministic: Drop nothing, and need no key.
+    """
+
+    rate: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        if self.deterministic or self.rate == 0:
+            return inputs
+        if self.rate == 1:
+            return jnp.zeros_like(inputs)
+        width = 8 if (256 * self.rate).is_integer() else 32
+        # jax.random.bits would spend a whole word on every byte.
+        words = jax.random.bits(self.make_rng("dropout"), (-(-inputs.size * width // 32),), jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(words, jnp.dtype(f"uint{width}")).ravel()
+        kept = bits[: inputs.size].reshape(inputs.shape) >= jnp.asarray(round(self.rate * 2**width), bits.dtype)
+        return jnp.where(kept, inputs / (1 - self.rate), 0)
+
+
+@dataclass(frozen=True)
+class FaceVae:
+    """Encoder, decoder and loss as functions of variables; images are floats in [0, 1].
+
+    Attributes:
+        latent_dim: Number of latent dimensions.
+        image_shape: Height, width and channels; height and width are multiples of 16.
+        dropout: Share of the activations that is dropped in training.
+        reconstruction_weight: Weight of the binary cross-entropy, which is a mean over pixels, against the KL.
+        precision: In which both networks are trained; evaluation is in the platform's own.
+        encoder: A Flax module, called with `train`, from images to mean and log variance; None for `Encoder`.
+        decoder: A Flax module, called with `train`, from latents to logits; None for `Decoder`.
+    """
+
+    latent_dim: int = LATENT_DIM
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE
+    dropout: float = 0.25
+    reconstruction_weight: float = 10_000.0
+    precision: Precision = "default"
+    encoder: Any = None
+    decoder: Any = None
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        """Return the variables of both networks."""
+        encoder_key, decoder_key = jax.random.split(key)
+        encoder, decoder = self._networks()
+        return join_networks(
+            encoder=encoder.init(encoder_key, jnp.zeros((1, *self.image_shape)), train=False),
+            decoder=decoder.init(decoder_key, jnp.zeros((1, self.latent_dim)), train=False),
+        )
+
+    def encode(self, variables: Variables, images: Images) -> tuple[Latents, Latents]:
+        """Return mean and log variance of the posterior, with running statistics and without dropout."""
+        mean, log_variance = self._networks()[0].apply(network_variables(variables, "encoder"), images, train=False)
+        return mean, log_variance
+
+    def decode(self, variables: Variables, latents: Latents) -> Images:
+        """Return the logits of the pixels, with running statistics and without dropout."""
+        logits: Images = self._networks()[1].apply(network_variables(variables, "decoder"), latents, train=False)
+        return logits
+
+    def loss(
+        self, variables: Variables, images: Images, key: Key[Array, ""], step: Int[Array, ""] | int, *, train: bool
+    ) -> Loss:
+        """Return weight · cross-entropy (mean over pixels and channels) + KL (sum over latent dimensions).
+
+        BatchNorm and Dropout are active with `train` and never else (see the module).
+        """
+        del step
+        if not train:
+            return self._evaluate(variables, images, key)
+        noise_key, encoder_key, decoder_key = jax.random.split(key, 3)
+        encoder, decoder = self._networks()
+
+        def apply(network: Any, name: str, key: Array, inputs: Array) -> Any:
+            def apply_trained(variables: Variables, inputs: Array) -> Any:
+                return network.apply(variables, inputs, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
+
+            return apply_with_precision(self.precision, apply_trained, network_variables(variables, name), inputs)
+
+        (mean, log_variance), encoder_moved = apply(encoder, "encoder", encoder_key, images)
+        latents = losses.reparameterize(noise_key, mean, log_variance)
+        logits, decoder_moved = apply(decoder, "decoder", decoder_key, latents)
+        moved = {"encoder": encoder_moved, "decoder": decoder_moved}
+        statistics = {name: tree["batch_stats"] for name, tree in moved.items() if "batch_stats" in tree}
+        return self._combine(logits, images, mean, log_variance)._replace(batch_stats=statistics)
+
+    def _evaluate(self, variables: Variables, images: Images, key: Key[Array, ""]) -> Loss:
+        mean, log_variance = self.encode(variables, images)
+        logits = self.decode(variables, losses.reparameterize(key, mean, log_variance))
+        return self._combine(logits, images, mean, log_variance)
+
+    def _combine(self, logits: Images, images: Images, mean: Latents, log_variance: Latents) -> Loss:
+        reconstruction = losses.binary_cross_entropy(logits, images) / prod(self.image_shape)
+        kl = jnp.sum(losses.gaussian_kl(mean, log_variance), axis=-1)
+        total = self.reconstruction_weight * reconstruction + kl
+        return Loss(total, {"reconstruction": reconstruction, "kl": kl}, {})
+
+    def _networks(self) -> tuple[Any, Any]:
+        encoder = self.encoder or Encoder(self.latent_dim, self.dropout)
+        return encoder, self.decoder or Decoder(self.image_shape, self.dropout)
+
+
+def equivalent_beta(reconstruction_weight: float, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> float:
+    """Return the β of a β-VAE, whose cross-entropy is summed over pixels, with the same minimum: pixels / weight."""
+    return prod(image_shape) / reconstruction_weight
+
+
+def make_encode(model: LatentVariableModel, variables: Variables) -> Encode:
+    """Return a function from pixels 0…255 to posterior means, compiled for one size of batch and used for any."""
+    return lambda images: batched_apply(encode_rows, images, batch_size=ROWS, shared=variables, static=(model,))
+
+
+def make_decode(model: LatentVariableModel, variables: Variables) -> Decode:
+    """Return a function from latents to pixels 0…255, compiled for one size of batch and used for any."""
+    return lambda latents: batched_apply(decode_rows, latents, batch_size=ROWS, shared=variables, static=(model,))
+
+
+def evaluate_test_set(
+    model: LatentVariableModel, variables: Variables, images: Pixels, key: Key[Array, ""]
+) -> dict[str, float]:
+    """Return means of the loss and its parts over held-out images, with one posterior sample of each."""
+    keys = np.asarray(jax.random.key_data(jax.random.split(key, len(images))))
+    each = batched_apply(_measure_rows, images, keys, batch_size=ROWS, shared=variables, static=(model,))
+    return {name: float(np.mean(values, dtype=np.float32)) for name, values in each.items()}
+
+
+def rows_per_call() -> int:
+    """Return how many images are encoded or decoded in one call, on all devices together."""
+    return ROWS * parallel.device_count()
+
+
+def encode_rows(model: LatentVariableModel, variables: Variables, images: UInt8[Array, "n h w c"]) -> Latents:
+    """Return posterior means of images 0…255; `make_encode` compiles it for one size of batch."""
+    return microbatch(lambda few: model.encode(variables, normalize(few))[0], images, size=MICROBATCH)
+
+
+def decode_rows(model: LatentVariableModel, variables: Variables, latents: Latents) -> UInt8[Array, "n h w c"]:
+    """Return images 0…255 of latents; `make_decode` compiles it for one size of batch."""
+
+    def decode(few: Latents) -> Array:
+        return jnp.round(jax.nn.sigmoid(model.decode(variables, few)) * 255).astype(jnp.uint8)
+
+    return microbatch(decode, latents, size=MICROBATCH)
+
+
+def _measure_rows(
+    model: LatentVariableModel, variables: Variables, images: Array, key_data: Array
+) -> dict[str, Float[Array, " n"]]:
+    def measure(image: Array, key_data: Array) -> dict[str, Array]:
+        key = jax.random.wrap_key_data(key_data)
+        found = model.loss(variables, normalize(image)[None], key, 0, train=False)
+        return {name: value[0] for name, value in {"loss": found.per_example, **found.parts}.items()}
+
+    return jax.vmap(measure)(images, key_data)
+
+
+def _block(
+    convolution: Callable[[Array], Array],
+    images: Images,
+    norm: str,
+    dropout: float,
+    train: bool,
+) -> Float[Array, "batch H W features"]:
+    """Apply convolution, BatchNorm, LeakyReLU and Dropout.
+
+    The variance takes a second pass, because E[x²] - E[x]² cancels in float32. In training, the results of the
+    convolution and of the block are written to memory, and so are their cotangents: convolutions and the gradient of
+    BatchNorm read them several times over.
+    """
+    write = materialize if train else lambda hidden: hidden
+    hidden = write(convolution(images))
+    hidden = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, use_fast_variance=False, name=norm)(hidden)
+    hidden = jax.nn.leaky_relu(hidden, SLOPE)
+    if dropout:
+        hidden = Dropout(dropout, deterministic=not train)(hidden)
+    return write(hidden)

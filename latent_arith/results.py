@@ -1,0 +1,195 @@
+"""What experiment 2 gives: the model with its weights, directions, an edit, pictures and measurements."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from latent_arith import edits, weights
+from latent_arith.config import LatentArithConfig
+from latent_arith.directions import Directions
+from latent_arith.edits import Edit
+from latent_arith.model import make_decode, make_encode
+from latentlab.errors import UserError, first_line
+from latentlab.model import LatentVariableModel, Variables
+from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
+
+UNITS = {
+    "deviation": "standard deviations",
+    "means": "half distances of the means",
+    "unit": "units of latent space",
+}
+"""What a strength of 1 is, by `config.scale`."""
+
+
+@dataclass(frozen=True, eq=False)
+class LatentArithResults:
+    """The model, the directions in its latent space, and what was measured of them.
+
+    Attributes:
+        config: Settings of the run.
+        model: The model.
+        variables: Its variables, on the host.
+        directions: Directions of all attributes by every estimator.
+        step_lengths: What a strength of 1 along each balanced direction is, by `config.scale`.
+        kept_edit: The edit that is kept as 400 floats.
+        pictures: What `figures.npz` holds: pictures 0…255 behind the figures.
+        scores: What `scorecard.npz` holds.
+        measures: What `results.json` holds.
+    """
+
+    config: LatentArithConfig
+    model: LatentVariableModel
+    variables: Variables
+    directions: Directions
+    step_lengths: Float[np.ndarray, " attributes"]
+    kept_edit: Edit
+    pictures: Mapping[str, np.ndarray]
+    scores: Mapping[str, np.ndarray]
+    measures: Mapping[str, Any]
+
+    def encode(self, images: UInt8[np.ndarray, "n height width 3"]) -> Float[np.ndarray, "n latent"]:
+        """Return posterior means of images 0…255."""
+        return make_encode(self.model, self.variables)(images)
+
+    def decode(self, latents: Float[np.ndarray, "n latent"]) -> UInt8[np.ndarray, "n height width 3"]:
+        """Return images 0…255 of latents."""
+        return make_decode(self.model, self.variables)(np.asarray(latents, np.float32))
+
+    def edit(self, photo: UInt8[np.ndarray, "h w 3"] | str | Path, **strengths: float) -> UInt8[np.ndarray, "h w 3"]:
+        """Move a face along directions of attributes, `edit(photo, Smiling=3, Eyeglasses=-1)`.
+
+        Args:
+            photo: Pixels 0…255 or a file, resized to the model's size.
+            strengths: How far to move along each balanced direction, in the unit of `config.scale`.
+
+        Raises:
+            UserError: The photo cannot be read, or there is no such direction.
+        """
+        for name in strengths:
+            if name not in self.directions.names:
+                raise UserError(f"edit: no direction {name!r}; there are {', '.join(self.directions.names)}")
+        latents = self.encode(self._fit(photo)[None])
+        rows = [self.directions.names.index(name) for name in strengths]
+        moves = (self.step_lengths[:, None] * self.directions.of("balanced"))[rows]
+        moved = edits.move_along(latents, moves, np.asarray([list(strengths.values())], np.float32))
+        return self.decode(moved[0])[0]
+
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the arrays of every file that `save` writes, without the edit's."""
+        edit = self.kept_edit
+        return {
+            weights.WEIGHTS: weights.named_arrays(self.model, self.variables),
+            "directions.npz": {**self.directions.arrays(), "step_lengths": self.step_lengths},
+            "scorecard.npz": dict(self.scores),
+            "figures.npz": dict(self.pictures),
+            "deliverables.npz": {"ans09": np.asarray(edit.image_id), "ans10": edit.z_start, "ans11": edit.z_end},
+        }
+
+    def summary(self) -> str:
+        """Return what was measured, in a few lines for the terminal."""
+        card, size = self.measures["scorecard"], self.measures["face_in_800_bytes"]
+        shares = {name: target["reached"]["balanced"][0] for name, target in card["targets"].items()}
+        reached = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        leakage = ", ".join(f"{estimator} {mean:.1f}" for estimator, mean in card["mean_leakage"].items())
+        return "\n".join(
+            [
+                f"held-out loss {self.measures['held_out_loss']:,.1f} (KL {self.measures['held_out_kl']:.1f} nats)",
+                f"attribute found in faces moved by +{card['factor']} {UNITS[card['scale']]}: {reached}",
+                f"mean change of other attributes, percentage points: {leakage}",
+                f"a face in {size['float32']['bytes']:.0f} bytes: {size['float32']['psnr_decibels']:.1f} dB",
+            ]
+        )
+
+    def save(self, run_dir: Path) -> None:
+        """Write all arrays, the edit and `results.json`, each file whole or not at all.
+
+        Raises:
+            UserError: A file could not be written.
+        """
+        for file, arrays in self.arrays().items():
+            write_npz(run_dir / file, arrays)
+        edits.write_edits(run_dir / "edit.npz", [self.kept_edit])
+        write_json(run_dir / "results.json", self.measures)
+
+    @classmethod
+    def load(cls, run_dir: Path, config: LatentArithConfig, model: LatentVariableModel) -> "LatentArithResults":
+        """Read what `save` wrote; `model` is the one that was trained.
+
+        Raises:
+            UserError: A file is missing or damaged, or the weights are those of another model.
+        """
+        variables = weights.load(run_dir / weights.WEIGHTS, model)
+        stored = read_npz(run_dir / "directions.npz")
+        estimators = {"raw": "raw", "balanced": "vectors", "orthogonal": "orthogonal"}
+        vectors = np.stack([stored[array] for array in estimators.values()])
+        distances, positive, negative, degrees = (
+            np.broadcast_to(stored[name], vectors.shape[:2])
+            for name in ("distances", "n_positive", "n_negative", "standard_error_degrees")
+        )
+        found = Directions(
+            tuple(stored["names"].tolist()),
+            tuple(estimators),
+            vectors,
+            distances,
+            positive,
+            negative,
+            degrees,
+        )
+        (edit, *_) = edits.read_edits(run_dir / "edit.npz")
+        pictures, scores = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "scorecard.npz")
+        measures = read_json(run_dir / "results.json")
+        return cls(config, model, variables, found, stored["step_lengths"], edit, pictures, scores, measures)
+
+    def _fit(self, photo: np.ndarray | str | Path) -> UInt8[np.ndarray, "height width 3"]:
+        """Return a photo as pixels of the model's size."""
+        height, width, _ = self.model.image_shape
+        try:
+            image = Image.fromarray(photo) if isinstance(photo, np.ndarray) else Image.open(photo)
+            return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+        except Exception as error:  # Pillow raises many types for damaged files and odd arrays
+            where = "photo" if isinstance(photo, np.ndarray) else photo
+            raise UserError(f"{where}: cannot be read as a photo ({first_line(error)}); expected RGB") from error
+
+
+def step_lengths(
+    config: LatentArithConfig, latents: Float[np.ndarray, "n latent"], found: Directions, estimator: str
+) -> Float[np.ndarray, " attributes"]:
+    """Return how far a strength of 1 moves along each unit vector, as `scale` has it.
+
+    By the standard deviation of the latents along it, by half the distance between the two means along it (from the
+    middle between them, +1 is the mean of those with the attribute), or by 1.
+    """
+    if config.scale == "deviation":
+        return np.std(latents @ found.of(estimator).T, axis=0)
+    if config.scale == "means":
+        return (found.distances[found.estimators.index(estimator)] / 2).astype(np.float32)
+    return np.ones(len(found.names), np.float32)
+
+
+def describe_directions(found: Directions) -> dict[str, Any]:
+    """Return each direction in numbers, of the balanced one where no estimator is named."""
+    raw, balanced = (found.estimators.index(name) for name in ("raw", "balanced"))
+    described: dict[str, Any] = {"left_out": list(found.left_out)}
+    for row, name in enumerate(found.names):
+        described[name] = {
+            "distance": float(found.distances[balanced, row]),
+            "distance_raw": float(found.distances[raw, row]),
+            "standard_error_degrees": float(found.standard_error_degrees[balanced, row]),
+            "standard_error_degrees_raw": float(found.standard_error_degrees[raw, row]),
+            "positives": int(found.n_positive[balanced, row]),
+            "negatives": int(found.n_negative[balanced, row]),
+            "cosine_raw": float(found.vector(name) @ found.vector(name, "raw")),
+            "cosine_orthogonal": float(found.vector(name) @ found.vector(name, "orthogonal")),
+        }
+        for estimator in ("raw", "balanced"):
+            halves = [f"{estimator} half {half}" for half in (0, 1)]
+            if set(halves) <= set(found.estimators):
+                cosine = float(found.vector(name, halves[0]) @ found.vector(name, halves[1]))
+                if np.isfinite(cosine):
+                    described[name][f"cosine_of_halves_{estimator}"] = cosine
+    return described

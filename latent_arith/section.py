@@ -1,0 +1,76 @@
+"""Experiment 2 on the page: faces moved along attributes, dose-response, leakage, and what a face takes to store."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentlab.report.values import flatten_grid, round_numbers, sprite, to_floats
+from latentlab.storage.run_directory import read_json, read_npz
+
+KEY, TITLE = "faces", "Faces"
+SCALES = {
+    "deviation": "standard deviations of the latents",
+    "means": "half the distance between the means",
+    "unit": "units of length",
+}
+STORED = {
+    "float32": "latent, 32-bit floats",
+    "float16": "latent, 16-bit floats",
+    "jpeg_same_size": "JPEG of the same size",
+    "jpeg_same_psnr": "JPEG of the same PSNR",
+}
+ESTIMATORS = ("balanced", "raw", "orthogonal")
+"""Estimators of a direction in the order of the menu."""
+
+
+def make_section(run_dir: Path) -> dict[str, Any]:
+    """Return what the section shows, as JSON.
+
+    Raises:
+        UserError: A file of the run is missing or damaged.
+    """
+    pictures, directions, scores = (
+        read_npz(run_dir / f"{name}.npz") for name in ("figures", "directions", "scorecard")
+    )
+    results = read_json(run_dir / "results.json")
+    strengths, targets = scores["factors"].astype(float).tolist(), scores["targets"].tolist()
+    curves = [scores[name].astype(float).tolist() for name in ("reached", "reached_low", "reached_high")]
+    section = {
+        "names": directions["names"].tolist(),
+        "strengths": strengths,
+        "shown": len(pictures["edit_originals"]),
+        "originals": sprite(pictures["edit_originals"]),
+        "edits": [sprite(flatten_grid(edits), len(strengths)) for edits in pictures["edits"]],
+        "scale": SCALES[results["scorecard"]["scale"]],
+        "faces": int(results["scorecard"]["faces"]),
+        "dose": {
+            name: {"reached": value, "low": low, "high": high}
+            for name, value, low, high in zip(targets, *curves, strict=True)
+        },
+        "leakage": _leakage(scores),
+        "stored": [{"name": name, **to_floats(results["face_in_800_bytes"][key])} for key, name in STORED.items()],
+    }
+    if "pair" in pictures:
+        of_faces = [sprite(flatten_grid(both), len(strengths)) for both in pictures["pair_edits"]]
+        section["pair"] = {"names": pictures["pair"].tolist(), "sprites": of_faces}
+    return section
+
+
+def _leakage(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return by how many percentage points each attribute is found more often, by estimator of the direction."""
+    return {
+        "targets": scores["targets"].tolist(),
+        "attributes": scores["attributes"].tolist(),
+        "strength": float(scores["leakage_factor"]),
+        "exclusive": scores["exclusive"].tolist(),
+        "estimators": {
+            estimator: {
+                "value": round_numbers(scores[f"leakage_{estimator}"]),
+                "low": round_numbers(scores[f"leakage_{estimator}_low"]),
+                "high": round_numbers(scores[f"leakage_{estimator}_high"]),
+            }
+            for estimator in ESTIMATORS
+        },
+    }

@@ -1,0 +1,14 @@
+"""Autoencoders, latent arithmetic and adversarial attacks as pure functions in JAX and Flax."""
+
+from pathlib import Path
+
+from latentlab.experiment import Run
+
+
+def load(run_dir: str | Path) -> Run:
+    """Open a run to use its results: `load("runs/0001").vae.decode(z)`.
+
+    Raises:
+        UserError: The directory holds no run, or its configuration cannot be read.
+    """
+    return Run(Path(run_dir))

@@ -1,0 +1,101 @@
+"""What the process of a command does beyond running it. Nothing here acts on import, or on runs from Python.
+
+Each has its reason, measured with jax 0.10.2 and orbax 0.12.8 on two cores:
+
+- `let_simulated_devices_take_turns`: all simulated devices share one pool of threads, as large as their number, and
+  each that waits in a collective operation holds a thread. With two programs under way the pool may run dry: a run of
+  `all --preset quick` on eight devices, beside other work, was aborted by XLA after 40 seconds («Expected 8 threads to
+  join the rendezvous, but only 7 of them arrived on time»). It is rare: seven such runs of other code went well.
+- `exit_before_peers`: at its end JAX lets a process wait for all others. Where one of two failed, both still waited
+  after five minutes; where it exits at once, the other one ends 2 seconds later, with a message.
+- `is_peer_failure`: the error of a collective operation whose peer is gone has no type of its own. It is a
+  `JaxRuntimeError`, like a lack of memory, and only its text differs.
+- `hide_abandoned_io`: where one array cannot be read or written, orbax abandons the others. For one truncated file of a
+  checkpoint of 14 arrays, or for a full disk, Python printed 8 to 40 tracebacks before the one line of the error.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+GRACE_SECONDS = 2
+"""How long process 0 outlives its failure: when it ends, JAX aborts the others at once."""
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
+
+_PEER_FAILURE = re.compile(
+    r"gloo|nccl|coordination|barrier|heartbeat|another task|distributed service|DEADLINE_EXCEEDED", re.I
+)
+
+
+@contextlib.contextmanager
+def own_process() -> Iterator[None]:
+    """Prepare the process for a command, which the block runs; JAX must not have been imported before."""
+    let_simulated_devices_take_turns()
+    hide_abandoned_io()
+    with exit_before_peers():
+        yield
+
+
+def let_simulated_devices_take_turns() -> None:
+    """Give simulated devices, where XLA_FLAGS ask for them, threads and time to wait for one another.
+
+    What the environment sets already stays.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if devices := re.search(r"host_platform_device_count=(\d+)", flags):
+        os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+        os.environ.setdefault("PJRT_NPROC", str(4 * int(devices[1])))
+        if PATIENCE not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=600"
+
+
+def hide_abandoned_io() -> None:
+    """Print nothing of the reads and writes that orbax abandons, nor its own report of an error that it raises too."""
+    import absl.logging  # which replaces the logger of its name when it is first imported
+
+    def print_others(unraisable: Any) -> None:
+        abandoned = str(unraisable.exc_value) == "Event loop is closed" or "orbax" in getattr(
+            getattr(unraisable.object, "cr_code", None), "co_filename", ""
+        )
+        if not abandoned:
+            sys.__unraisablehook__(unraisable)
+
+    absl.logging.get_absl_logger().setLevel(logging.CRITICAL)
+    sys.unraisablehook = print_others
+
+
+@contextlib.contextmanager
+def exit_before_peers() -> Iterator[None]:
+    """End this process at once where the block fails and it is one of several, so that the others notice.
+
+    At its normal end JAX lets a process wait for the others.
+    """
+    try:
+        yield
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if code and _process_count() > 1:
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if sys.modules["jax"].process_index() == 0:
+                time.sleep(GRACE_SECONDS)
+            os._exit(code if isinstance(code, int) else 1)
+        raise
+
+
+def is_peer_failure(error: BaseException) -> bool:
+    """Return whether an error says that another process is gone."""
+    return _process_count() > 1 and _PEER_FAILURE.search(str(error)) is not None
+
+
+def _process_count() -> int:
+    parallel = sys.modules.get("latentlab.parallel")  # where it was not imported, there are no others
+    return parallel.process_count() if parallel else 1

@@ -1,0 +1,183 @@
+"""Weights that Keras or TensorFlow saved, as named arrays, and their way into a tree of Flax variables.
+
+`read` tells the format by the content. It knows no network and builds none, and unpickles or runs nothing from a file.
+An array is called by the path of the objects that hold it and the variable's name, `encoder/encoder_conv_0/kernel`:
+
+- Keras 3, `.weights.h5` and `.keras`: an attribute by its name; a layer from a list, or of a functional or sequential
+  model, by its own. Where that stands neither in the group's attributes (Keras 2.15 and 3.0 wrote none) nor in
+  `config.json`, the group's name stays: class and count, `conv2d_1`. Variables are saved by number, which stays where
+  `_variable_names` cannot tell what they are.
+- Whole models and weights only in `.h5`: the outermost layer's name, then the variable's without `:0`. Models between
+  the two are not in the file.
+- TensorFlow object checkpoints: attributes. `layer_with_weights-N` right before the variable becomes the layer's name
+  if the object graph tells it; any other, such as that of a model within a functional model, stays.
+
+What stays is for the caller to map by order.
+
+The kernel of a depthwise convolution is `depthwise_kernel` as Keras 2 saved it and `kernel` as Keras 3 did.
+"""
+
+import hashlib
+import re
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from latentlab.errors import UserError, first_line
+from latentlab.storage import hdf5, limits
+
+Tree = TypeVar("Tree")
+Named = Iterator[tuple[str, np.ndarray]]
+
+FLAX_TO_KERAS = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
+"""Variables of a BatchNorm."""
+OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
+    """Reads all weights of a file or checkpoint: floats, in the type they have, of one dimension or more.
+
+    Optimizer slots, counters, seeds and metrics are left out, and with them all integers and scalars.
+
+    Args:
+        path: A Keras file (`.weights.h5`, `.keras`, `.h5`), the `.tar.gz` of a TensorFlow object checkpoint, or such a
+            checkpoint itself: its folder, or its prefix, which is the name of the `.index` file without `.index`.
+        md5: The MD5 that the file must have, in hexadecimal. HDF5 has no checksum: without MD5 a damaged file may give
+            wrong numbers.
+
+    Raises:
+        UserError: The file is missing, damaged, of another kind or MD5, or needs TensorFlow to be read.
+    """
+    reader = _reader_of(path, md5)
+    arrays: dict[str, np.ndarray] = {}
+    size = 0
+    try:
+        for name, array in reader(path):
+            limits.check_bytes(size := size + array.nbytes)
+            if array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating):
+                if name in arrays:
+                    raise ValueError(f"two weights are called {name}")
+                arrays[name] = array
+    except ImportError as error:
+        raise UserError(f'{path}: a checkpoint needs TensorFlow ({error}): pip install -e ".[tfds]"') from error
+    except Exception as error:  # h5py, zipfile, tarfile and TensorFlow raise many types for damaged files
+        raise UserError(f"{path}: no readable weights of Keras or TensorFlow ({first_line(error)})") from error
+    if not arrays:
+        raise UserError(f"{path}: holds no weights in a layout of Keras, expected those of a saved model")
+    return arrays
+
+
+def assign(template: Tree, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Tree:
+    """Puts every array in its place in a tree, one to one.
+
+    Args:
+        template: A tree of arrays or `jax.ShapeDtypeStruct`s, for instance of Flax variables.
+        arrays: What `read` returned, after any renaming or transposing.
+        names: Path in the tree, `params/encoder/conv_0/kernel`, to the name of the array that belongs there.
+
+    Returns:
+        The tree with float32 NumPy arrays as leaves.
+
+    Raises:
+        UserError: A weight is missing, extra, wanted twice, or misshapen.
+    """
+    leaves, structure = jax.tree.flatten(template)
+    shapes = dict(zip(paths(template), (leaf.shape for leaf in leaves), strict=True))
+    for path, shape in shapes.items():
+        name = names.get(path)
+        if name is None or name not in arrays:
+            raise UserError(f"weights: {path}: missing, expected {name or 'an array'} of shape {shape}")
+        if arrays[name].shape != shape:
+            raise UserError(f"weights: {path}: {name} has shape {arrays[name].shape}, expected {shape}")
+    for path in sorted(names.keys() - shapes.keys()):
+        raise UserError(f"weights: {path}: the network has no such weight, but {names[path]} is to go there")
+    places = Counter(names.values())
+    for name, array in arrays.items():
+        if places[name] != 1:
+            raise UserError(
+                f"weights: {name} of shape {array.shape} has {places[name]} places in the network, expected 1"
+            )
+    return jax.tree_util.tree_unflatten(structure, [np.asarray(arrays[names[path]], np.float32) for path in shapes])
+
+
+def paths(tree: Any) -> list[str]:
+    """Path of every leaf, `params/encoder/conv_0/kernel`, in the order of the leaves."""
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def read_tar(path: Path) -> Named:
+    """Yields the weights of a packed checkpoint, unpacked aside."""
+    with tempfile.TemporaryDirectory(prefix="latentlab-") as folder:
+        with tarfile.open(path, "r:gz") as archive:
+            size = 0
+            for member in archive:
+                limits.check_bytes(size := size + member.size)
+                if not (member.isfile() or member.isdir()):
+                    raise ValueError(f"member {member.name} is a link or a device, expected files and folders")
+            archive.extractall(folder, filter="data")  # refuses a member that would land elsewhere
+        yield from read_checkpoint(Path(folder))
+
+
+def read_checkpoint(path: Path) -> Named:
+    """Yields the weights of a TensorFlow object checkpoint, given by its prefix or a folder that holds it alone."""
+    indices = sorted(path.rglob("[!.]*.index")) if path.is_dir() else [Path(f"{path}.index")]
+    if len(indices) != 1:
+        raise ValueError(f"{len(indices)} files end in .index, expected one, or the prefix of a checkpoint")
+
+    import tensorflow as tf
+    from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+    reader = tf.train.load_checkpoint(str(indices[0]).removesuffix(".index"))
+    if not reader.has_tensor(OBJECT_GRAPH):
+        raise ValueError("a checkpoint by names, as TensorFlow 1 wrote it, expected one by objects")
+    graph = TrackableObjectGraph.FromString(reader.get_tensor(OBJECT_GRAPH))
+    types = reader.get_variable_to_dtype_map()
+    for saved in (attribute for node in graph.nodes for attribute in node.attributes):
+        key = saved.checkpoint_key
+        if types[key].is_floating and not key.startswith("optimizer/") and ".OPTIMIZER_SLOT" not in key:
+            yield _checkpoint_name(key, saved.full_name), reader.get_tensor(key)
+
+
+READERS: dict[bytes, Callable[[Path], Named]] = {
+    b"\x89HDF\r\n\x1a\n": hdf5.read,
+    b"PK\x03\x04": hdf5.read,
+    b"\x1f\x8b": read_tar,
+}
+
+
+def _reader_of(path: Path, md5: str | None) -> Callable[[Path], Named]:
+    if path.is_dir() or Path(f"{path}.index").is_file():
+        if md5 is not None:
+            raise UserError(f"{path}: an MD5 is that of one file, and this checkpoint is several; expected its .tar.gz")
+        return read_checkpoint
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            file.seek(0)
+            found = None if md5 is None else hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if md5 is not None and found != md5.lower():
+        raise UserError(f"{path}: MD5 {found}, expected {md5.lower()}; fetch it again")
+    for signature, reader in READERS.items():
+        if start.startswith(signature):
+            return reader
+    raise UserError(
+        f"{path}: begins with {start!r}, expected HDF5 (.weights.h5, .h5), .keras, .tar.gz or a checkpoint's prefix"
+    )
+
+
+def _checkpoint_name(key: str, full_name: str) -> str:
+    """The key without its suffix, and with the layer's name, which `full_name` tells, in place of its number."""
+    *path, layer, variable = ("", *key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/"))
+    *_, name, last = ("", *full_name.split("/"))
+    if name and last == variable and re.fullmatch(r"layer(_with_weights)?-\d+", layer):
+        layer = name
+    return "/".join((*path, layer, variable)).strip("/")

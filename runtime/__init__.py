@@ -1,1 +1,0 @@
-"""What every experiment needs and no experiment is: run directories, checkpoints, progress, errors."""

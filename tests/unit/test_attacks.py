@@ -1,0 +1,250 @@
+"""Attacks against foolbox on the same callable, in NumPy, and by their properties."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import Array
+
+from adversarial import attacks
+from adversarial.attacks import ATTACKS, Attack, AttackResult, SweptAttack
+from latentlab.kernels import microbatch
+
+with warnings.catch_warnings():  # it imports parts of SciPy by their old names
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import foolbox
+
+pytestmark = pytest.mark.lenient
+
+CLASSES = 5
+KEY = jax.random.key(0)
+FGSM = SweptAttack(attacks.fgsm)
+
+
+def network(images: Array) -> Array:
+    """A small network that no attack knows: two layers with fixed random weights."""
+    first, second = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in ((1, (48, 16)), (2, (16, 5))))
+    return jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first) @ second
+
+
+@pytest.fixture(scope="module")
+def images() -> Array:
+    return jax.random.uniform(jax.random.key(0), (12, 4, 4, 3))
+
+
+@pytest.fixture(scope="module")
+def labels(images: Array) -> Array:
+    return attacks.class_at_rank(network, images)
+
+
+def foolboxed(attack: Any, images: Array, labels: Array, epsilon: float, targeted: bool = False) -> tuple[Any, Any]:
+    criterion = foolbox.criteria.TargetedMisclassification if targeted else foolbox.criteria.Misclassification
+    _, moved, success = attack(foolbox.JAXModel(network, bounds=(0, 1)), images, criterion(labels), epsilons=epsilon)
+    return moved, success
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 0.5])
+def test_fgsm_is_that_of_foolbox(images: Array, labels: Array, epsilon: float) -> None:
+    ours = attacks.fgsm(KEY, network, images, labels, epsilon=epsilon)
+    theirs, success = foolboxed(foolbox.attacks.LinfFastGradientAttack(random_start=False), images, labels, epsilon)
+    np.testing.assert_allclose(ours.images, theirs, atol=1e-6)
+    assert int(ours.success.sum()) >= int(success.sum())
+    with jax.enable_x64(True):  # in float32 a gradient is known to about 2e-6 of its length
+        doubles = jnp.asarray(np.asarray(images, np.float64))
+        ours = attacks.fgsm(KEY, network, doubles, labels, epsilon=epsilon, norm="l2")
+        theirs, _ = foolboxed(foolbox.attacks.L2FastGradientAttack(random_start=False), doubles, labels, epsilon)
+    np.testing.assert_allclose(ours.images, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_projected_gradient_descent_is_that_of_foolbox(
+    images: Array, labels: Array, norm: attacks.Norm, targeted: bool
+) -> None:
+    aims = attacks.class_at_rank(network, images, 2) if targeted else labels
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    theirs, success = foolboxed(kind(steps=7, abs_stepsize=0.05, random_start=False), images, aims, 0.2, targeted)
+    ours = attacks.basic_iterative(
+        KEY, network, images, aims, epsilon=0.2, step_size=0.05, steps=7, targeted=targeted, norm=norm
+    )
+    np.testing.assert_allclose(ours.images, theirs, atol=1e-6)
+    assert int(ours.success.sum()) >= int(success.sum())
+
+
+def test_one_step_with_any_momentum_is_fgsm(images: Array, labels: Array) -> None:
+    step = attacks.momentum_iterative(KEY, network, images, labels, epsilon=0.1, step_size=0.1, steps=1, momentum=0.9)
+    np.testing.assert_array_equal(step.images, attacks.fgsm(KEY, network, images, labels, epsilon=0.1).images)
+
+
+def test_momentum_accumulates_normalised_gradients(images: Array, labels: Array) -> None:
+    kept, moved = np.zeros(images.shape), np.asarray(images)
+    for _ in range(4):
+        gradient = np.asarray(
+            jax.grad(lambda x: attacks.loss(network, x, labels).sum())(jnp.asarray(moved)), np.float64
+        )
+        kept = 0.5 * kept + gradient / np.abs(gradient).sum(axis=(1, 2, 3), keepdims=True)
+        stepped = moved + 0.03 * np.sign(kept)
+        moved = np.clip(np.clip(stepped, images - 0.05, images + 0.05), 0, 1).astype(np.float32)
+    ours = attacks.momentum_iterative(KEY, network, images, labels, epsilon=0.05, step_size=0.03, steps=4, momentum=0.5)
+    np.testing.assert_allclose(ours.images, moved, atol=1e-6)
+
+
+@pytest.fixture(params=[12, 5], ids=["all at a time", "five at a time"])
+def at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many of the 12 images go through the network at a time."""
+    monkeypatch.setattr(microbatch, "CACHED_PIXELS", request.param * 48)
+    return request.param
+
+
+@pytest.mark.usefixtures("at_a_time")
+def test_a_sweep_is_its_attacks_one_by_one(images: Array, labels: Array) -> None:
+    rows = jnp.stack([labels, *(attacks.class_at_rank(network, images, rank) for rank in (2, 3, 4))])
+    targeted, epsilons = np.asarray([False, True, True, True]), np.asarray([0.0, 0.02, 0.3], np.float32)
+    swept = jax.jit(lambda x: FGSM(KEY, network, x, rows, jnp.asarray(targeted), jnp.asarray(epsilons)))(images)
+    for row, epsilon in np.ndindex(4, 3):
+        alone = attacks.fgsm(KEY, network, images, rows[row], epsilon=epsilons[epsilon], targeted=bool(targeted[row]))
+        np.testing.assert_allclose(swept.images[row, epsilon], alone.images, atol=1e-6)
+        np.testing.assert_array_equal(swept.success[row, epsilon], alone.success)
+
+
+def test_a_sweep_takes_one_gradient_a_target_however_many_epsilons(
+    images: Array, labels: Array, at_a_time: int
+) -> None:
+    backward: list[None] = []
+
+    @jax.custom_vjp
+    def counted(x: Array) -> Array:
+        return network(x)
+
+    def of_loss(x: Array, cotangent: Array) -> tuple[Array]:
+        jax.debug.callback(lambda _: backward.append(None), cotangent[0, 0])
+        return jax.vjp(network, x)[1](cotangent)
+
+    counted.defvjp(lambda x: (network(x), x), of_loss)
+    rows, targeted = jnp.stack([labels, labels, labels]), jnp.asarray([False, True, True])
+    for count in (1, 7):
+        backward.clear()
+        jax.block_until_ready(FGSM(KEY, counted, images, rows, targeted, jnp.linspace(0, 1, count)))
+        jax.effects_barrier()
+        assert len(backward) == len(rows) * -(-len(images) // at_a_time)
+
+
+def test_restarts_keep_the_best_of_every_image(images: Array, labels: Array) -> None:
+    arguments: dict[str, Any] = {"step_size": 0.02, "steps": 3}
+    keys = jax.random.split(jax.random.key(3), len(images))
+    many = attacks.pgd(keys, network, images, labels, epsilon=0.08, restarts=6, **arguments)
+    starts_of_each = [
+        [attacks.random_in_ball(one, images.shape[1:], "linf") for one in jax.random.split(key, 6)] for key in keys
+    ]
+    options = {"targeted": False, "norm": "linf", "bounds": (0.0, 1.0), "epsilon": 0.08}
+    starts = [
+        attacks._walk(network, images, labels, jnp.clip(images + 0.08 * jnp.stack(moved), 0, 1), **options, **arguments)
+        for moved in zip(*starts_of_each, strict=True)
+    ]
+    np.testing.assert_array_equal(many.success, np.any([one.success for one in starts], axis=0))
+    losses = np.asarray([attacks.loss(network, one.images, labels) for one in starts])
+    won = np.asarray([one.success for one in starts])
+    best = np.where(won.any(axis=0), np.where(won, losses, -np.inf).max(axis=0), losses.max(axis=0))
+    np.testing.assert_allclose(attacks.loss(network, many.images, labels), best, rtol=1e-5)
+
+
+@given(
+    epsilon=st.floats(0, 2, width=32),
+    seed=st.integers(0, 100),
+    targeted=st.booleans(),
+    norm=st.sampled_from(["linf", "l2"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_no_attack_leaves_the_ball_or_the_bounds(epsilon: float, seed: int, targeted: bool, norm: attacks.Norm) -> None:
+    images = jax.random.uniform(jax.random.key(seed), (3, 4, 4, 3))
+    before, labels = np.array(images), attacks.class_at_rank(network, images, 1 + targeted)
+    options = {"epsilon": epsilon, "targeted": targeted, "norm": norm}
+    steps = {"step_size": epsilon / 2, "steps": 3, "restarts": 2, "momentum": 0.5}
+    for attack in ATTACKS.values():
+        settings = attacks.select_settings(attack, steps)
+        attacked = attack(jax.random.key(seed), network, images, labels, **options, **settings)
+        difference = np.asarray(attacked.images, np.float64) - before
+        size = np.abs(difference).max() if norm == "linf" else np.sqrt((difference**2).sum(axis=(1, 2, 3)).max())
+        assert size <= epsilon * (1 + 1e-6) + 2e-7
+        assert attacked.images.min() >= 0 and attacked.images.max() <= 1
+        if not epsilon:
+            np.testing.assert_array_equal(attacked.images, before)
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_to_first_order_untargeted_raises_and_targeted_lowers_the_loss(
+    images: Array, targeted: bool, norm: attacks.Norm
+) -> None:
+    inside, labels = 0.25 + images / 2, jnp.arange(12) % CLASSES
+    moved = attacks.fgsm(KEY, network, inside, labels, epsilon=1e-4, targeted=targeted, norm=norm).images
+    change = attacks.loss(network, moved, labels) - attacks.loss(network, inside, labels)
+    gradient = jax.grad(lambda x: attacks.loss(network, x, labels).sum())(inside)
+    slope = jnp.abs(gradient) if norm == "linf" else gradient**2
+    expected = 1e-4 * (jnp.sum(slope, axis=(1, 2, 3)) ** (1 if norm == "linf" else 0.5))
+    np.testing.assert_allclose(change, -expected if targeted else expected, rtol=0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_image_does_not_depend_on_its_batch(images: Array, labels: Array, name: str) -> None:
+    settings = attacks.select_settings(ATTACKS[name], {"steps": 4, "restarts": 2})
+    keys = jax.random.split(KEY, len(images))
+
+    def attack(rows: slice) -> AttackResult:
+        return ATTACKS[name](keys[rows], network, images[rows], labels[rows], epsilon=0.1, **settings)
+
+    whole = attack(slice(None))
+    for rows in (slice(0, 1), slice(3, 8)):
+        some = attack(rows)
+        np.testing.assert_allclose(some.images, whole.images[rows], atol=1e-6)
+        np.testing.assert_array_equal(some.success, whole.success[rows])
+
+
+def test_one_key_is_split_into_one_for_every_image(images: Array, labels: Array) -> None:
+    one = attacks.pgd(KEY, network, images, labels, epsilon=0.1, steps=2)
+    many = attacks.pgd(jax.random.split(KEY, len(images)), network, images, labels, epsilon=0.1, steps=2)
+    np.testing.assert_array_equal(one.images, many.images)
+
+
+def test_an_own_attack_is_swept_like_any_other(images: Array, labels: Array) -> None:
+    def brighten(
+        key: Array, logits: Any, images: Array, labels: Array, *, epsilon: Any, **settings: Any
+    ) -> AttackResult:
+        moved = jnp.clip(images + epsilon, 0, 1)
+        return AttackResult(moved, attacks.has_succeeded(logits(moved), labels, settings["targeted"]))
+
+    attack: Attack = brighten
+    swept = SweptAttack(attack)(KEY, network, images, labels[None], jnp.asarray([False]), jnp.asarray([0.1, 0.2]))
+    np.testing.assert_allclose(swept.images[0, 1], np.clip(images + 0.2, 0, 1), atol=1e-6)
+    assert swept.success.shape == (1, 2, len(images))
+
+
+def test_success_is_another_class_or_the_target() -> None:
+    logits, labels = jnp.eye(3)[jnp.asarray([0, 1, 2])], jnp.asarray([0, 2, 2])
+    assert attacks.has_succeeded(logits, labels, targeted=False).tolist() == [False, True, False]
+    assert attacks.has_succeeded(logits, labels, targeted=True).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_fill_the_ball(norm: attacks.Norm) -> None:
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.vmap(lambda key: attacks.random_in_ball(key, (1, 1, 2), norm))(keys)
+    points = np.asarray(drawn, np.float64).reshape(-1, 2)
+    size = np.abs(points).max(axis=1) if norm == "linf" else np.linalg.norm(points, axis=1)
+    assert size.max() <= 1 + 1e-6
+    np.testing.assert_allclose(np.mean(size <= 0.5), 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 4000))
+
+
+def test_ranks_count_from_the_top_and_from_the_end() -> None:
+    def constant(images: Array) -> Array:
+        return jnp.asarray([[0.1, 3.0, 2.0, -1.0]])
+
+    ranked: Callable[[int], int] = lambda rank: int(attacks.class_at_rank(constant, jnp.zeros((1, 1, 1, 3)), rank)[0])  # noqa: E731
+    assert [ranked(rank) for rank in (1, 2, 3, 4, -1)] == [1, 2, 0, 3, 3]

@@ -1,0 +1,53 @@
+"""What only the process of a command does: its environment, what it does not print, and whose failure an error is."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from latentlab import cli, command_process
+from latentlab.storage import checkpoints
+
+
+def test_simulated_devices_get_threads_and_time_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("JAX_CPU_ENABLE_ASYNC_DISPATCH", "PJRT_NPROC", "XLA_FLAGS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    command_process.let_simulated_devices_take_turns()
+    assert not any(name in os.environ for name in names)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setenv("PJRT_NPROC", "7")
+    for _ in range(2):
+        command_process.let_simulated_devices_take_turns()
+        assert os.environ["XLA_FLAGS"] == f"--xla_force_host_platform_device_count=8 {command_process.PATIENCE}=600"
+        assert (os.environ["PJRT_NPROC"], os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"]) == ("7", "false")
+
+
+def test_only_what_orbax_abandons_is_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    command_process.hide_abandoned_io()
+    in_orbax = SimpleNamespace(cr_code=SimpleNamespace(co_filename=checkpoints.ocp.__file__))
+    for error, of in ((RuntimeError("Event loop is closed"), None), (ValueError("half read"), in_orbax)):
+        sys.unraisablehook(SimpleNamespace(exc_value=error, object=of))
+    assert not capsys.readouterr().err
+
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError("of ours")
+
+    Failing().__del__  # noqa: B018
+    assert "of ours" in capsys.readouterr().err
+
+
+def test_a_command_that_is_called_leaves_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_process, "own_process", lambda: pytest.fail("it was touched"))
+    assert cli.main(["--version"]) == 0
+
+
+def test_alone_no_error_is_a_failure_of_a_peer() -> None:
+    assert not command_process.is_peer_failure(ValueError("Gloo all-reduce failed"))

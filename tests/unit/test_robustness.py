@@ -1,0 +1,96 @@
+"""Robust accuracy: who is still recognised, by how many, and how sure that is."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from adversarial import attacks, robustness
+from adversarial.attacks import SweptAttack
+from adversarial.classifier import wrap_classifier
+from adversarial.pixels import RANGES, Epsilon, most_grey_levels, round_inward
+from latentlab.parallel import LocalRows
+
+EPSILONS = [Epsilon(value, RANGES["zero-one"]) for value in (0, 0.001, 0.01, 0.1)]
+
+
+def test_a_photo_that_a_smaller_epsilon_has_fooled_stays_fooled() -> None:
+    rows = [
+        {"correct": [True, True, True, False], "correct_8_bit": [True, True, True, True]},
+        {"correct": [True, False, True, True], "correct_8_bit": [True, True, False, True]},
+        {"correct": [False, False, True, False], "correct_8_bit": [False, False, False, True]},
+        {"correct": [True, True, True, True], "correct_8_bit": [True, True, True, True]},
+    ]
+    found = robustness.estimate_accuracy(rows, EPSILONS)
+    np.testing.assert_allclose(found["accuracy"], [0.75, 0.5, 0.5, 0.25])
+    np.testing.assert_allclose(found["accuracy_8_bit"], [0.75, 0.75, 0.5, 0.5])
+    np.testing.assert_allclose(found["grey_levels"], [0, 0.255, 2.55, 25.5])
+
+
+def test_intervals_are_those_of_wilson() -> None:
+    found = robustness.estimate_accuracy(
+        [{"correct": [k < 15], "correct_8_bit": [True]} for k in range(20)], EPSILONS[:1]
+    )
+    p, n, z = 0.75, 20, 1.959963984540054
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    np.testing.assert_allclose([found["accuracy_low"][0], found["accuracy_high"][0]], [middle - half, middle + half])
+    np.testing.assert_allclose(found["accuracy_8_bit_high"], [1], atol=1e-12)
+    assert set(found) == set(robustness.FORM)
+    assert all(robustness.FORM[name].complaint(array) is None for name, array in found.items())
+
+
+def logits(images: Array) -> Array:
+    """Tell what colour a picture is: red, green, blue, dark or bright."""
+    means = images.mean(axis=(1, 2))
+    grey = means.mean(axis=1, keepdims=True)
+    return 40 * jnp.concatenate([means, 0.5 - grey, grey - 0.1], axis=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_recognised_as_floats_and_on_the_grid(batch_size: int) -> None:
+    noise = np.random.default_rng(0).integers(-9, 9, (8, 8, 3))
+    pictures = np.stack([np.asarray(colour) + noise for colour in ([125, 122, 119], [120, 170, 119], [119, 125, 119])])
+    labels, pictures = np.asarray([0, 1, 0]), pictures.astype(np.uint8)
+    classifier, attack, keys = (
+        wrap_classifier(logits, 8),
+        SweptAttack(attacks.fgsm),
+        jax.random.split(jax.random.key(0), 3),
+    )
+    correct, on_grid = robustness.recognize(classifier, attack, keys, pictures, labels, EPSILONS, batch_size)
+    np.testing.assert_array_equal(correct[:, 0], [True, True, False])
+    np.testing.assert_array_equal(on_grid[:, 0], correct[:, 0])
+    np.testing.assert_array_equal(on_grid[:, 1], correct[:, 0])  # 0.255 grey levels round to none
+    np.testing.assert_array_equal(correct[:, 2], [False, True, False])
+    assert correct.shape == on_grid.shape == (3, 4)
+    if batch_size == 5:
+        again = robustness.recognize(classifier, attack, keys, LocalRows(pictures, 3), labels, EPSILONS, batch_size)
+        np.testing.assert_array_equal(again.on_grid, on_grid)
+
+
+def test_rounding_on_the_device_is_that_of_saved_pictures() -> None:
+    """In float64 on the host: trunc(x' - x) grey levels, at most as many whole ones as ε has."""
+    pictures = np.random.default_rng(1).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    classifier, keys = wrap_classifier(logits, 8), jax.random.split(jax.random.key(0), 6)
+    labels = np.asarray(logits(jnp.asarray(pictures, jnp.float32) / 255).argmax(axis=1))
+    radii = np.asarray([epsilon.fraction for epsilon in EPSILONS], np.float32)
+    attack = SweptAttack(attacks.fgsm)
+    images = attack(keys, logits, jnp.asarray(pictures, jnp.float32) / 255, labels[None], jnp.asarray([False]), radii)
+    most = most_grey_levels(EPSILONS)[:, None, None, None, None]
+    rounded = round_inward(np.asarray(images.images[0]), pictures, most)
+    want = np.stack(
+        [np.asarray(logits(jnp.asarray(row, jnp.float32) / 255)).argmax(axis=1) == labels for row in rounded]
+    )
+    found = robustness.recognize(classifier, attack, keys, pictures, labels, EPSILONS, 6)
+    np.testing.assert_array_equal(found.on_grid, want.T)
+
+
+def test_results_and_summary_carry_epsilon_with_its_range() -> None:
+    found = robustness.estimate_accuracy([{"correct": [True] * 4, "correct_8_bit": [True] * 4}], EPSILONS)
+    entries: list[dict[str, Any]] = robustness.describe_accuracy(found, EPSILONS)
+    assert entries[2]["epsilon_range"] == "[0, 1]" and entries[2]["epsilon_grey_levels"] == pytest.approx(2.55)
+    told = robustness.summarize({"photos": 1, "clean_accuracy": 1.0, "robust_accuracy": entries})
+    assert "epsilon 0.01 of [0, 1] (2.55 grey levels): 100.0% (20.7% to 100.0%)" in told

@@ -1,0 +1,186 @@
+"""Autoencoder and VAE of small images: their networks, and the pure functions that both offer.
+
+| part | layers |
+| --- | --- |
+| encoder | Conv 3×3: 32 stride 1, 64 stride 2, 64 stride 2, 64 stride 1, LeakyReLU 0.3 each; flatten; Dense heads |
+| decoder | Dense to 1/4 of each side; ConvTranspose 3×3: 64 stride 1, 64 stride 2, 32 stride 2, LeakyReLU; 1 stride 1 |
+
+Kernels start Glorot-uniform and biases zero, as in Keras; weights have Keras's shapes and axis order, so they can be
+copied over one to one. This is the only module of the experiment that imports Flax.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jaxtyping import Float, Int, Key
+
+from latentlab.kernels.convolution import conv_general_dilated, convolution_transpose
+from latentlab.model import Images, Latents, Loss, PerExample, Variables, join_networks, network_variables
+from latentlab.training.precision import Precision, apply_with_precision
+from vae import losses
+
+IMAGE_SHAPE = (28, 28, 1)
+LATENT_DIM = 2
+GLOROT = nn.initializers.glorot_uniform()
+SLOPE = 0.3
+
+
+class ConvTranspose(nn.Module):
+    """Transposed 3×3 convolution, SAME, with Keras's kernel layout (height, width, out, in)."""
+
+    features: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch h w in"]) -> Float[Array, "batch H W out"]:
+        kernel = self.param("kernel", GLOROT, (3, 3, self.features, images.shape[-1]))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return convolution_transpose(images, kernel, self.stride) + bias.reshape(1, 1, 1, -1)
+
+
+class Encoder(nn.Module):
+    """Images in [0, 1] to the outputs of linear heads on one convolutional body.
+
+    The autoencoder's encoder has the head `z`, the VAE's has `mean` and `log_variance`.
+    """
+
+    heads: Sequence[str]
+    latent_dim: int = LATENT_DIM
+
+    @nn.compact
+    def __call__(self, images: Images) -> tuple[Latents, ...]:
+        hidden = images
+        for index, (features, stride) in enumerate(((32, 1), (64, 2), (64, 2), (64, 1))):
+            convolution = nn.Conv(
+                features,
+                (3, 3),
+                (stride, stride),
+                kernel_init=GLOROT,
+                conv_general_dilated=conv_general_dilated,
+                name=f"conv_{index}",
+            )
+            hidden = jax.nn.leaky_relu(convolution(hidden), SLOPE)
+        hidden = hidden.reshape(hidden.shape[0], -1)
+        return tuple(nn.Dense(self.latent_dim, kernel_init=GLOROT, name=head)(hidden) for head in self.heads)
+
+
+class Decoder(nn.Module):
+    """Latents to the logits of the pixels, because cross-entropy is stable in them and only in them.
+
+    Attributes:
+        image_shape: Height, width and channels; height and width are multiples of 4.
+    """
+
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE
+
+    @nn.compact
+    def __call__(self, latents: Latents) -> Images:
+        height, width, channels = self.image_shape
+        bottom = (height // 4, width // 4, 64)
+        hidden = nn.Dense(bottom[0] * bottom[1] * bottom[2], kernel_init=GLOROT, name="dense")(latents)
+        hidden = jnp.reshape(hidden, (-1, *bottom))
+        for index, (features, stride) in enumerate(((64, 1), (64, 2), (32, 2))):
+            hidden = jax.nn.leaky_relu(ConvTranspose(features, stride, name=f"conv_t_{index}")(hidden), SLOPE)
+        return ConvTranspose(channels, name="conv_t_3")(hidden)
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Deterministic encoder and decoder, trained with squared error, mean over pixels.
+
+    Attributes:
+        latent_dim: Number of latent dimensions.
+        image_shape: Height, width and channels.
+        encoder: A Flax module from images to `(latents,)`; None for `Encoder`.
+        decoder: A Flax module from latents to logits; None for `Decoder`.
+        precision: In which both networks are trained; evaluation is in the platform's own.
+    """
+
+    latent_dim: int = LATENT_DIM
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE
+    encoder: Any = None
+    decoder: Any = None
+    precision: Precision = "default"
+
+    heads: ClassVar[tuple[str, ...]] = ("z",)
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        """Return the variables of both networks."""
+        encoder_key, decoder_key = jax.random.split(key)
+        encoder, decoder = self._networks()
+        return join_networks(
+            encoder=encoder.init(encoder_key, jnp.zeros((1, *self.image_shape))),
+            decoder=decoder.init(decoder_key, jnp.zeros((1, self.latent_dim))),
+        )
+
+    def encode(self, variables: Variables, images: Images) -> tuple[Latents, Latents]:
+        """Return the codes as means of a posterior without width: log variances are -∞."""
+        (latents,) = self._networks()[0].apply(network_variables(variables, "encoder"), images)
+        return latents, jnp.full_like(latents, -jnp.inf)
+
+    def decode(self, variables: Variables, latents: Latents) -> Images:
+        """Return the logits of the pixels."""
+        logits: Images = self._networks()[1].apply(network_variables(variables, "decoder"), latents)
+        return logits
+
+    def loss(
+        self, variables: Variables, images: Images, key: Key[Array, ""], step: Int[Array, ""] | int, *, train: bool
+    ) -> Loss:
+        """Return the squared error of the reconstruction."""
+        del step
+        logits, _, _ = self._reconstruct(variables, images, key, train)
+        return Loss(losses.squared_error(logits, images), {}, {})
+
+    def _reconstruct(
+        self, variables: Variables, images: Images, key: Key[Array, ""], train: bool
+    ) -> tuple[Images, Latents, Latents]:
+        """Return logits of one posterior sample per image, and the posterior's mean and log variance."""
+        precision = self.precision if train else "default"
+        mean, log_variance = apply_with_precision(precision, self.encode, variables, images)
+        latents = losses.reparameterize(key, mean, log_variance)
+        return apply_with_precision(precision, self.decode, variables, latents), mean, log_variance
+
+    def _networks(self) -> tuple[Any, Any]:
+        return self.encoder or Encoder(self.heads, self.latent_dim), self.decoder or Decoder(self.image_shape)
+
+
+@dataclass(frozen=True)
+class Vae(Autoencoder):
+    """Variational autoencoder with the negative evidence lower bound as its loss, or a variant of it.
+
+    Its encoder is a Flax module from images to mean and log variance of the posterior.
+
+    Attributes:
+        reconstruction: Key of `losses.RECONSTRUCTIONS`.
+        beta: Weight of the KL.
+        warmup_steps: Steps over which that weight grows from 0.
+        free_bits: Nats per latent dimension below which KL is not penalised.
+    """
+
+    reconstruction: str = "binary_cross_entropy"
+    beta: float = 1.0
+    warmup_steps: int = 0
+    free_bits: float = 0.0
+
+    heads: ClassVar[tuple[str, ...]] = ("mean", "log_variance")
+
+    def encode(self, variables: Variables, images: Images) -> tuple[Latents, Latents]:
+        """Return mean and log variance of the posterior."""
+        mean, log_variance = self._networks()[0].apply(network_variables(variables, "encoder"), images)
+        return mean, log_variance
+
+    def loss(
+        self, variables: Variables, images: Images, key: Key[Array, ""], step: Int[Array, ""] | int, *, train: bool
+    ) -> Loss:
+        """Return the negative evidence lower bound with one posterior sample per image, in nats."""
+        logits, mean, log_variance = self._reconstruct(variables, images, key, train)
+        reconstruction: PerExample = losses.RECONSTRUCTIONS[self.reconstruction](logits, images)
+        kl = losses.gaussian_kl(mean, log_variance)
+        beta = losses.warm_up_beta(step, self.warmup_steps, self.beta)
+        total = losses.negative_elbo(reconstruction, kl, beta, self.free_bits)
+        return Loss(total, {"reconstruction": reconstruction, "kl": jnp.sum(kl, axis=-1)}, {})

@@ -1,0 +1,121 @@
+"""What experiment 1 gives: its models with their weights, latents, pictures and measurements."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from latentlab.model import LatentVariableModel, Variables
+from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
+from latentlab.storage.weights import read_variables, variable_arrays
+from vae import evaluate
+from vae.config import VaeConfig
+
+COMPARED = {
+    "squared error, held out": "test_mse",
+    "neighbour accuracy in latent space": "neighbour_accuracy",
+    "KL of the codes to N(0, I), nats": "aggregate_kl_to_prior",
+    "Fréchet distance, prior samples": "prior_frechet_distance",
+    "density of prior samples": "prior_density",
+    "coverage of prior samples": "prior_coverage",
+    "negative ELBO, training, nats": "train_negative_elbo",
+    "negative ELBO, held out, nats": "test_negative_elbo",
+    "negative IWAE bound, held out, nats": "test_iwae",
+}
+"""Measurements of the summary: what a person reads to what `results.json` calls it."""
+
+
+@dataclass(frozen=True, eq=False)
+class VaeResults:
+    """The trained models and what was measured of them.
+
+    Attributes:
+        config: Settings of the run.
+        models: Models by name: `autoencoder` and `vae`.
+        variables: Variables of each on the host, every leaf with a leading axis of seeds.
+        latents: What `latents.npz` holds: latents `NAME_z` of sampled held-out images of the first seed, and labels.
+        pictures: What `figures.npz` holds: pictures 0…255 behind the figures.
+        measures: What `results.json` holds.
+    """
+
+    config: VaeConfig
+    models: Mapping[str, LatentVariableModel]
+    variables: Mapping[str, Variables]
+    latents: Mapping[str, np.ndarray]
+    pictures: Mapping[str, np.ndarray]
+    measures: Mapping[str, Any]
+
+    def encode(
+        self, images: UInt8[np.ndarray, "n height width channels"], name: str = "vae", seed: int = 0
+    ) -> Float[np.ndarray, "n latent"]:
+        """Return posterior means of images 0…255."""
+        return evaluate.encode(self.models[name], self._of_seed(name, seed), images)[0]
+
+    def decode(
+        self, latents: Float[np.ndarray, "n latent"], name: str = "vae", seed: int = 0
+    ) -> UInt8[np.ndarray, "n height width channels"]:
+        """Return images 0…255 of latents."""
+        return evaluate.decode(self.models[name], self._of_seed(name, seed), np.asarray(latents, np.float32)[None])[0]
+
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the arrays of every file that `save` writes."""
+        return {
+            "weights.npz": {
+                f"{name}/{path}": array
+                for name, variables in self.variables.items()
+                for path, array in variable_arrays(variables).items()
+            },
+            "latents.npz": dict(self.latents),
+            "figures.npz": dict(self.pictures),
+            "deliverables.npz": {"ans03": self.latents["vae_z"]},
+        }
+
+    def summary(self) -> str:
+        """Return the comparison in a few lines for the terminal."""
+
+        def format_number(model: str, name: str) -> str:
+            if name not in self.measures[model]:  # an autoencoder has no likelihood
+                return ""
+            value = self.measures[model][name]
+            spread = f" ± {value['standard_deviation']:.3g}" if "standard_deviation" in value else ""
+            return f"{value['mean']:.4g}{spread}"
+
+        lines = [f"{'':36}{'autoencoder':>18}{'VAE':>18}"]
+        lines += [
+            f"{label:36}{format_number('autoencoder', key):>18}{format_number('vae', key):>18}"
+            for label, key in COMPARED.items()
+        ]
+        return "\n".join(lines)
+
+    def save(self, run_dir: Path) -> None:
+        """Write all arrays and `results.json`, each file whole or not at all.
+
+        Raises:
+            UserError: A file could not be written.
+        """
+        for file, arrays in self.arrays().items():
+            write_npz(run_dir / file, arrays)
+        write_json(run_dir / "results.json", self.measures)
+
+    @classmethod
+    def load(cls, run_dir: Path, config: VaeConfig, models: Mapping[str, LatentVariableModel]) -> "VaeResults":
+        """Read what `save` wrote; `models` are those that were trained.
+
+        Raises:
+            UserError: A file is missing or damaged, or the weights are those of other models.
+        """
+        arrays = read_npz(run_dir / "weights.npz")
+        variables = {
+            name: read_variables(model, arrays, f"{name}/", config.seeds, run_dir / "weights.npz")
+            for name, model in models.items()
+        }
+        latents, pictures = read_npz(run_dir / "latents.npz"), read_npz(run_dir / "figures.npz")
+        return cls(config, models, variables, latents, pictures, read_json(run_dir / "results.json"))
+
+    def _of_seed(self, name: str, seed: int) -> Variables:
+        variables: Variables = jax.tree.map(lambda leaf: leaf[seed], self.variables[name])
+        return variables
