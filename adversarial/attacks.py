@@ -23,14 +23,15 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from latentlab.arrays import AnyArray
 from latentlab.kernels.microbatch import apply_in_cache
 
-Images = Float[Array, "n h w c"]
-Labels = Int[Array, " n"]
+Images = Float[AnyArray, "n h w c"]
+Labels = Int[AnyArray, " n"]
 Logits = Callable[[Images], Float[Array, "n classes"]]
 Bounds = tuple[float, float]
 Norm = Literal["linf", "l2"]
-Radius = float | Float[Array, ""]
+Radius = float | Float[AnyArray, ""]
 
 REACH = 2.5
 """Length of all steps together, in radii, where the length of a step is not given (Madry et al. 2018)."""
@@ -65,7 +66,7 @@ def fgsm(
     labels: Labels,
     *,
     epsilon: Radius,
-    targeted: bool | Bool[Array, ""] = False,
+    targeted: bool | Bool[AnyArray, ""] = False,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
@@ -91,7 +92,7 @@ def basic_iterative(
     epsilon: Radius,
     steps: int = 10,
     step_size: Radius | None = None,
-    targeted: bool | Bool[Array, ""] = False,
+    targeted: bool | Bool[AnyArray, ""] = False,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
@@ -115,7 +116,7 @@ def momentum_iterative(
     steps: int = 10,
     step_size: Radius | None = None,
     momentum: float = 1.0,
-    targeted: bool | Bool[Array, ""] = False,
+    targeted: bool | Bool[AnyArray, ""] = False,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
@@ -135,7 +136,7 @@ def pgd(
     steps: int = 10,
     step_size: Radius | None = None,
     restarts: int = 1,
-    targeted: bool | Bool[Array, ""] = False,
+    targeted: bool | Bool[AnyArray, ""] = False,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
@@ -178,9 +179,9 @@ def sweep(
     key: Key[Array, "*n"],
     logits: Logits,
     images: Images,
-    labels: Int[Array, "objectives n"],
-    targeted: Bool[Array, " objectives"],
-    epsilons: Float[Array, " epsilons"],
+    labels: Int[AnyArray, "objectives n"],
+    targeted: Bool[AnyArray, " objectives"],
+    epsilons: Float[AnyArray, " epsilons"],
     **settings: Any,
 ) -> AttackResult:
     """Attack with every row of labels and every ε: images (objectives, ε, n, h, w, c), success (objectives, ε, n).
@@ -221,9 +222,9 @@ class SweptAttack:
         key: Key[Array, "*n"],
         logits: Logits,
         images: Images,
-        labels: Int[Array, "objectives n"],
-        targeted: Bool[Array, " objectives"],
-        epsilons: Float[Array, " epsilons"],
+        labels: Int[AnyArray, "objectives n"],
+        targeted: Bool[AnyArray, " objectives"],
+        epsilons: Float[AnyArray, " epsilons"],
     ) -> AttackResult:
         """Return `sweep` with the settings."""
         settings = dict(self.settings)
@@ -240,7 +241,7 @@ def loss(logits: Logits, images: Images, labels: Labels) -> Float[Array, " n"]:
     return _cross_entropy(evaluate_logits(logits, images), labels)
 
 
-def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: bool | Bool[Array, ""]) -> Images:
+def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: bool | Bool[AnyArray, ""]) -> Images:
     """Return ∇ₓL, negated if targeted; L is a sum over the batch, so no image's gradient depends on the others."""
 
     def differentiate(images: Images, labels: Labels) -> Images:
@@ -257,7 +258,7 @@ def class_at_rank(logits: Logits, images: Images, rank: int = 1) -> Labels:
 
 
 def has_succeeded(
-    logits: Float[Array, "*shape classes"], labels: Int[Array, "*shape"], targeted: bool | Bool[Array, "..."]
+    logits: Float[AnyArray, "*shape classes"], labels: Int[AnyArray, "*shape"], targeted: bool | Bool[AnyArray, "..."]
 ) -> Bool[Array, "*shape"]:
     """Return whether the top class is the target, or, untargeted, no longer the true one."""
     hit = jnp.argmax(logits, axis=-1) == labels
@@ -294,7 +295,7 @@ def _walk(
     epsilon: Radius,
     steps: int,
     step_size: Radius | None,
-    targeted: bool | Bool[Array, ""],
+    targeted: bool | Bool[AnyArray, ""],
     norm: Norm,
     bounds: Bounds,
     momentum: float | None = None,
@@ -318,9 +319,9 @@ def _walk(
 def _sweep_fgsm(
     logits: Logits,
     images: Images,
-    labels: Int[Array, "objectives n"],
-    targeted: Bool[Array, " objectives"],
-    epsilons: Float[Array, " epsilons"],
+    labels: Int[AnyArray, "objectives n"],
+    targeted: Bool[AnyArray, " objectives"],
+    epsilons: Float[AnyArray, " epsilons"],
     *,
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),

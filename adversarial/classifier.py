@@ -23,10 +23,11 @@ from adversarial import weights
 from adversarial.assets import KERAS_MOBILENET_V2, REGISTRY
 from adversarial.config import AdversarialConfig
 from adversarial.pixels import GREY_LEVELS, RANGES, PixelRange
+from latentlab.arrays import AnyArray
 from latentlab.errors import UserError
 from latentlab.storage import assets
 
-Images = UInt8[Array | np.ndarray, "n h w 3"] | Float[Array | np.ndarray, "n h w 3"]
+Images = UInt8[AnyArray, "n h w 3"] | Float[AnyArray, "n h w 3"]
 Variables = Any
 
 

@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from adversarial.attacks import SweptAttack, evaluate_logits
 from adversarial.classifier import Classifier, in_unit_range
 from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, most_grey_levels
+from latentlab.arrays import AnyArray
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage.check import ArrayForm
 
@@ -24,8 +25,8 @@ FORM = {name: ArrayForm((None,), "float64") for name in ("epsilons", "grey_level
 class Recognized(NamedTuple):
     """Which photos are recognised at every ε, as attacked and after rounding to the 8-bit grid."""
 
-    as_floats: Bool[Array | np.ndarray, "n epsilons"]
-    on_grid: Bool[Array | np.ndarray, "n epsilons"]
+    as_floats: Bool[AnyArray, "n epsilons"]
+    on_grid: Bool[AnyArray, "n epsilons"]
 
 
 def recognize(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax import Array
 from jaxtyping import Float, UInt8
 from PIL import Image
 
@@ -52,15 +53,17 @@ class LatentArithResults:
     scores: Mapping[str, np.ndarray]
     measures: Mapping[str, Any]
 
-    def encode(self, images: UInt8[np.ndarray, "n height width 3"]) -> Float[np.ndarray, "n latent"]:
+    def encode(self, images: UInt8[Array | np.ndarray, "n height width 3"]) -> Float[np.ndarray, "n latent"]:
         """Return posterior means of images 0…255."""
-        return make_encode(self.model, self.variables)(images)
+        return make_encode(self.model, self.variables)(np.asarray(images))
 
-    def decode(self, latents: Float[np.ndarray, "n latent"]) -> UInt8[np.ndarray, "n height width 3"]:
+    def decode(self, latents: Float[Array | np.ndarray, "n latent"]) -> UInt8[np.ndarray, "n height width 3"]:
         """Return images 0…255 of latents."""
         return make_decode(self.model, self.variables)(np.asarray(latents, np.float32))
 
-    def edit(self, photo: UInt8[np.ndarray, "h w 3"] | str | Path, **strengths: float) -> UInt8[np.ndarray, "h w 3"]:
+    def edit(
+        self, photo: UInt8[Array | np.ndarray, "h w 3"] | str | Path, **strengths: float
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """Move a face along directions of attributes, `edit(photo, Smiling=3, Eyeglasses=-1)`.
 
         Args:
@@ -145,14 +148,14 @@ class LatentArithResults:
         measures = read_json(run_dir / "results.json")
         return cls(config, model, variables, found, stored["step_lengths"], edit, pictures, scores, measures)
 
-    def _fit(self, photo: np.ndarray | str | Path) -> UInt8[np.ndarray, "height width 3"]:
+    def _fit(self, photo: Array | np.ndarray | str | Path) -> UInt8[np.ndarray, "height width 3"]:
         """Return a photo as pixels of the model's size."""
         height, width, _ = self.model.image_shape
         try:
-            image = Image.fromarray(photo) if isinstance(photo, np.ndarray) else Image.open(photo)
+            image = Image.open(photo) if isinstance(photo, str | Path) else Image.fromarray(np.asarray(photo))
             return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
         except Exception as error:  # Pillow raises many types for damaged files and odd arrays
-            where = "photo" if isinstance(photo, np.ndarray) else photo
+            where = photo if isinstance(photo, str | Path) else "photo"
             raise UserError(f"{where}: cannot be read as a photo ({first_line(error)}); expected RGB") from error
 
 

@@ -179,7 +179,10 @@ def logits(probabilities: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*sh
 
 
 def probe_auc(
-    train_latents: Latents, train_attributes: Attributes, test_latents: Latents, test_attributes: Attributes
+    train_latents: Latents,
+    train_attributes: Attributes,
+    test_latents: Float[np.ndarray, "m latent"],
+    test_attributes: Int8[np.ndarray, "m attributes"],
 ) -> list[float | None]:
     """Return the area under the ROC curve of a linear probe of every attribute.
 

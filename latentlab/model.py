@@ -7,13 +7,14 @@
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt8
 
+from latentlab.arrays import AnyArray
+
 Variables = dict[str, Any]
-Images = Float[Array | np.ndarray, "batch height width channels"]
-Latents = Float[Array | np.ndarray, "batch latent"]
+Images = Float[AnyArray, "batch height width channels"]
+Latents = Float[AnyArray, "batch latent"]
 PerExample = Float[Array, " batch"]
 
 FINAL_STEP = 2**31 - 1

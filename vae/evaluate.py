@@ -33,6 +33,7 @@ ACTIVE_UNIT_VARIANCE = 0.01
 PRINCIPAL_COMPONENTS = 50
 
 Codes = Float[np.ndarray, "n latent"]
+OtherCodes = Float[np.ndarray, "m latent"]
 Pixels = UInt8[np.ndarray, "n height width channels"]
 
 
@@ -183,7 +184,7 @@ def describe_aggregate_posterior(latents: Codes) -> dict[str, object]:
 
 
 def score_neighbours(
-    train: Codes, train_labels: np.ndarray, test: Codes, test_labels: np.ndarray, neighbours: int = 10
+    train: Codes, train_labels: np.ndarray, test: OtherCodes, test_labels: np.ndarray, neighbours: int = 10
 ) -> float:
     """Return the accuracy of a k-nearest-neighbour vote among the codes of the training images."""
     from sklearn.neighbors import KNeighborsClassifier
@@ -211,7 +212,7 @@ def score_samples(
     return {"frechet_distance": frechet_distance(ours, theirs), "density": density, "coverage": coverage}
 
 
-def frechet_distance(one: Codes, other: Codes) -> float:
+def frechet_distance(one: Codes, other: OtherCodes) -> float:
     """Return |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of Gaussians fitted to both sets (Heusel et al. 2017)."""
     shift = one.mean(axis=0) - other.mean(axis=0)
     first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
@@ -221,7 +222,7 @@ def frechet_distance(one: Codes, other: Codes) -> float:
     return float(shift @ shift + np.trace(first) + np.trace(second) - 2 * cross)
 
 
-def density_and_coverage(samples: Codes, real: Codes, neighbours: int = 5) -> tuple[float, float]:
+def density_and_coverage(samples: OtherCodes, real: Codes, neighbours: int = 5) -> tuple[float, float]:
     """Return density, 1 on average for samples that are like the real points, and coverage in 0…1 (Naeem et al. 2020).
 
     Args:

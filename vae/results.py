@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jaxtyping import Float, UInt8
 
 from latentlab.model import LatentVariableModel, Variables
@@ -50,13 +51,13 @@ class VaeResults:
     measures: Mapping[str, Any]
 
     def encode(
-        self, images: UInt8[np.ndarray, "n height width channels"], name: str = "vae", seed: int = 0
+        self, images: UInt8[Array | np.ndarray, "n height width channels"], name: str = "vae", seed: int = 0
     ) -> Float[np.ndarray, "n latent"]:
         """Return posterior means of images 0…255."""
-        return evaluate.encode(self.models[name], self._of_seed(name, seed), images)[0]
+        return evaluate.encode(self.models[name], self._of_seed(name, seed), np.asarray(images))[0]
 
     def decode(
-        self, latents: Float[np.ndarray, "n latent"], name: str = "vae", seed: int = 0
+        self, latents: Float[Array | np.ndarray, "n latent"], name: str = "vae", seed: int = 0
     ) -> UInt8[np.ndarray, "n height width channels"]:
         """Return images 0…255 of latents."""
         return evaluate.decode(self.models[name], self._of_seed(name, seed), np.asarray(latents, np.float32)[None])[0]

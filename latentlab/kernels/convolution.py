@@ -28,10 +28,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Float
+
+from latentlab.arrays import AnyArray
 
 Padding = str | Sequence[tuple[int, int]]
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -42,8 +43,8 @@ FEW_CHANNELS = 8  # fewer are copied for neighbouring taps together
 
 
 def convolution(
-    images: Float[Array | np.ndarray, "batch height width in"],
-    kernel: Float[Array | np.ndarray, "kernel_height kernel_width in out"],
+    images: Float[AnyArray, "batch height width in"],
+    kernel: Float[AnyArray, "kernel_height kernel_width in out"],
     stride: int = 1,
     padding: Padding = "SAME",
 ) -> Float[Array, "batch out_height out_width out"]:
@@ -58,8 +59,8 @@ def convolution(
 
 
 def convolution_transpose(
-    images: Float[Array | np.ndarray, "batch height width in"],
-    kernel: Float[Array | np.ndarray, "kernel_height kernel_width out in"],
+    images: Float[AnyArray, "batch height width in"],
+    kernel: Float[AnyArray, "kernel_height kernel_width out in"],
     stride: int = 1,
     padding: Padding = "SAME",
 ) -> Float[Array, "batch out_height out_width out"]:
@@ -89,8 +90,8 @@ def convolution_transpose(
 
 
 def depthwise_convolution(
-    images: Float[Array | np.ndarray, "batch height width channels"],
-    kernel: Float[Array | np.ndarray, "kernel_height kernel_width 1 channels"],
+    images: Float[AnyArray, "batch height width channels"],
+    kernel: Float[AnyArray, "kernel_height kernel_width 1 channels"],
     stride: int = 1,
     padding: Padding = "SAME",
 ) -> Float[Array, "batch out_height out_width channels"]:
@@ -143,7 +144,7 @@ def _pads(padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: 
     return (int(top), int(bottom)), (int(left), int(right))
 
 
-def _convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+def _convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
     return lax.platform_dependent(
         images,
         kernel,
@@ -152,13 +153,13 @@ def _convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> Array
     )
 
 
-def _xla_convolution(images: Array, kernel: Array, stride: int, pads: Pads, groups: int = 1) -> Array:
+def _xla_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads, groups: int = 1) -> Array:
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), pads, dimension_numbers=LAYOUT, feature_group_count=groups
     )
 
 
-def _cpu_convolution(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+def _cpu_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
     """Sums over taps along some axes before the matrix product and along the others after it.
 
     Axes summed afterwards are taken apart into `stride` phases of the input, for a row of the
@@ -208,7 +209,7 @@ def _axes_summed_after(kernel: Size, stride: int) -> tuple[int, ...]:
     return min(costs, key=lambda axes: costs[axes])
 
 
-def _depthwise_sum(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+def _depthwise_sum(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
     """The weighted sum of all windows, compiled apart from what stands before and after it.
 
     XLA's CPU backend fuses what comes before a window into it and computes it once for every tap: in a network's
@@ -222,7 +223,7 @@ def _depthwise_sum(images: Array, kernel: Array, stride: int, pads: Pads) -> Arr
 
 @partial(jax.jit, static_argnums=(2, 3))
 @partial(jax.checkpoint, static_argnums=(2, 3))
-def _sum_of_windows(images: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+def _sum_of_windows(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
     height, width = _output_size(images, kernel, stride, pads)
     padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
     terms = []
@@ -233,14 +234,14 @@ def _sum_of_windows(images: Array, kernel: Array, stride: int, pads: Pads) -> Ar
     return reduce(jnp.add, terms)
 
 
-def _output_size(images: Array, kernel: Array, stride: int, pads: Pads) -> Size:
+def _output_size(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Size:
     height, width = (
         (n + sum(p) - k) // stride + 1 for n, p, k in zip(images.shape[1:3], pads, kernel.shape[:2], strict=True)
     )
     return height, width
 
 
-def _windows_in_row(images: Array, taps: Sequence[int], size: int, stride: int) -> list[Array]:
+def _windows_in_row(images: AnyArray, taps: Sequence[int], size: int, stride: int) -> list[Array]:
     """The windows of neighbouring taps along the rows; their channels stand in the order of the taps.
 
     Copies of one to three numbers are slow. Where pixels have few channels, `stride` neighbours become one pixel of
@@ -259,13 +260,13 @@ def _windows_in_row(images: Array, taps: Sequence[int], size: int, stride: int) 
     return windows
 
 
-def _window(images: Array, axis: int, tap: int, size: int, stride: int) -> Array:
+def _window(images: AnyArray, axis: int, tap: int, size: int, stride: int) -> Array:
     """x[stride · i + tap] for i = 0 … size - 1 along an axis, zero outside the images."""
     phase = min(tap % stride, images.shape[axis])
     return _shifted(lax.slice_in_dim(images, phase, None, stride, axis), axis, tap // stride, size)
 
 
-def _shifted(images: Array, axis: int, offset: int, size: int) -> Array:
+def _shifted(images: AnyArray, axis: int, offset: int, size: int) -> Array:
     """x[i + offset] for i = 0 … size - 1 along an axis, zero outside the images."""
     padding = [(0, 0, 0)] * images.ndim
     padding[axis] = (-offset, size - images.shape[axis] + offset, 0)

@@ -23,7 +23,6 @@ State = TypeVar("State")
 
 
 @runtime_checkable
-@runtime_checkable
 class CheckpointableIterator(Protocol):
     """An iterator of batches whose position is JSON, as grain's are."""
 

@@ -22,12 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from latent_arith.models import FaceVae
 from PIL import Image
 
-from latent_arith import celeba, weights
+from latent_arith import weights
+from latent_arith.datasets import celeba
+from latent_arith.model import FaceVae
 from latentlab.errors import UserError
 from latentlab.storage.checkpoints import Checkpoints, digest
+from latentlab.storage.metrics import MetricsLog
 from tests.faults.kills import ROOT, Tally, command, differences, digits, state, whole_run
 
 ZEROS = 512
@@ -67,7 +69,7 @@ def checkpoint(tries: int, place: Path, chance: random.Random) -> Tally:
     """The newest of two checkpoints: it is whole, or the one before it is used, and that is said."""
     checkpoints, tally = Checkpoints(place / "whole"), Tally()
     for step in (1, 2):
-        checkpoints.save(step, state(step), kept={"losses": [step]})
+        checkpoints.save(step, state(step), extra={"losses": [step]})
     checkpoints.close()
     like = {name: jnp.asarray(array) for name, array in state(0).items()}
     for index in range(tries):
@@ -78,7 +80,7 @@ def checkpoint(tries: int, place: Path, chance: random.Random) -> Tally:
         tally.tried += 1
         tally.lost += restored is None
         if restored:
-            same = digest(restored.state) == digest(state(restored.step)) and restored.kept == {
+            same = digest(restored.state) == digest(state(restored.step)) and restored.extra == {
                 "losses": [restored.step]
             }
             tally.wrong += not same or (restored.step == 1 and not said)
@@ -92,7 +94,7 @@ def training(tries: int, place: Path, chance: random.Random) -> Tally:
     whole_run(arguments, place / "whole")
     stopped = place / "stopped"
     process = subprocess.Popen(command(arguments, stopped), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while len(Metrics(stopped / "metrics.jsonl").rows()) < 4:
+    while len(MetricsLog(stopped / "metrics.jsonl").rows()) < 4:
         time.sleep(0.01)
     process.terminate()
     process.communicate()
@@ -113,11 +115,11 @@ def training(tries: int, place: Path, chance: random.Random) -> Tally:
 
 def file_of_weights(tries: int, place: Path, chance: random.Random) -> Tally:
     """`weights.npz` of a face VAE: the arrays that were written, or one line."""
-    weights.save(place / "whole" / "weights.npz", jax.jit(FaceVae().init)(jax.random.key(0)))
-    written = digest(weights.load(place / "whole" / "weights.npz"))
+    weights.save(place / "whole" / "weights.npz", FaceVae(), jax.jit(FaceVae().init)(jax.random.key(0)))
+    written = digest(weights.load(place / "whole" / "weights.npz", FaceVae()))
 
     def read(copy: Path) -> bool:
-        return digest(weights.load(copy / "weights.npz")) == written
+        return digest(weights.load(copy / "weights.npz", FaceVae())) == written
 
     return _refused_or_right(tries, place, chance, read)
 

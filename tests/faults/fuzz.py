@@ -9,6 +9,7 @@ rest cut off. Compressed formats are edited before they are compressed, too, so 
 """
 
 import argparse
+import dataclasses
 import faulthandler
 import gzip
 import io
@@ -28,12 +29,14 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-import run
 from adversarial import photos
 from adversarial.config import AdversarialConfig
-from latent_arith import celeba, edits
+from latent_arith import edits
+from latent_arith.datasets import celeba
 from latentlab.errors import UserError
+from latentlab.experiment import Run
 from latentlab.storage import hdf5, keras_weights, run_directory
+from latentlab.storage.metrics import MetricsLog
 from vae.data import read_idx
 
 KERAS = Path(__file__).parents[1] / "data" / "keras"
@@ -163,12 +166,12 @@ def _hdf5() -> list[bytes]:
 
 
 def _config() -> list[bytes]:
-    config = {"experiment": "adversarial", "config": run.dataclasses.asdict(AdversarialConfig())}
+    config = {"experiment": "adversarial", "config": dataclasses.asdict(AdversarialConfig())}
     return [json.dumps(config).encode()]
 
 
 def _read_config(path: Path) -> object:
-    return run._read_config(path.parent, "adversarial", AdversarialConfig)
+    return Run(path.parent)
 
 
 def _keras(inside: bytes) -> bytes:
@@ -200,7 +203,7 @@ def _table() -> list[bytes]:
 
 
 def _metrics(path: Path) -> object:
-    metrics = run_directory.Metrics(path)
+    metrics = MetricsLog(path)
     return [(row.get("model"), row.get("epoch")) for row in metrics.rows()]
 
 

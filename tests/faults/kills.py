@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from latent_arith import celeba
+from latent_arith.datasets import celeba
 from latentlab.storage.checkpoints import Checkpoints, digest
-from latentlab.storage.run_directory import Metrics, read_json, read_npz
+from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.run_directory import read_json, read_npz
 from tests.digits import write_packaged
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +137,7 @@ def differences(one: Path, other: Path) -> list[str]:
         if not (other / name).is_file() or (one / name).read_bytes() != (other / name).read_bytes()
     ]
     rows = [
-        [{key: value for key, value in row.items() if key != "images_per_second"} for row in Metrics(path).rows()]
+        [{key: value for key, value in row.items() if key != "images_per_second"} for row in MetricsLog(path).rows()]
         for path in (one / "metrics.jsonl", other / "metrics.jsonl")
     ]
     return found + ([] if rows[0] == rows[1] else ["metrics.jsonl"])
@@ -153,7 +154,7 @@ def killed_decoding(kills: int, place: Path, chance: random.Random) -> Tally:
     rows = "".join(f"{name} 1 -1\n" for name in names)
     (folder / "list_attr_celeba.txt").write_text(f"{len(names)}\nSmiling Male\n{rows}")
     program = (
-        "import sys; from pathlib import Path; from latent_arith import celeba; celeba.CHUNK = 8; "
+        "import sys; from pathlib import Path; from latent_arith.datasets import celeba; celeba.CHUNK = 8; "
         "print(celeba.open_celeba(Path(sys.argv[1]), Path(sys.argv[2])).sha256)"
     )
 

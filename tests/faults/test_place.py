@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from latentlab.storage.metrics import MetricsLog
 from tests.faults.kills import ROOT, command, differences, digits, whole_run
 
 needs_namespaces = pytest.mark.skipif(
@@ -81,7 +82,7 @@ def stopped_in_training(whole: Path, run: Path) -> None:
     process = subprocess.Popen(
         command(digits(whole.parent), run), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while len(Metrics(run / "metrics.jsonl").rows()) < 3:
+    while len(MetricsLog(run / "metrics.jsonl").rows()) < 3:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run
 from adversarial import experiment
 from adversarial.classifier import open_classifier
 from adversarial.config import AdversarialConfig
 from adversarial.pixels import RANGES
+from latentlab import cli
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import read_json, read_npz
 
@@ -67,7 +67,7 @@ def attack(weights: Path, photos: Path, tmp_path: Path) -> Command:
         one = [] if "--images" in arguments or "--resume" in arguments else ["--image", str(photos / image)]
         out = [] if "--resume" in arguments else ["--out", str(tmp_path / "run")]
         given = [] if "--weights" in arguments else ["--weights", str(weights)]
-        return run.main(["adversarial", *given, *one, *out, "--epsilons", *RADII, *arguments])
+        return cli.main(["adversarial", *given, *one, *out, "--epsilons", *RADII, *arguments])
 
     return command
 
@@ -78,12 +78,12 @@ def finished(weights: Path, photos: Path, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("runs") / "run"
     options = ["--weights", str(weights), "--image", str(photos / "a_0.png"), "--range", "minus-one-one"]
     options += ["--epsilons", *RADII, "--epsilon", "0.02", "--target-classes", "class_3"]
-    assert run.main(["adversarial", *options, "--out", str(out)]) == 0
+    assert cli.main(["adversarial", *options, "--out", str(out)]) == 0
     return out
 
 
 def test_a_run_on_a_photo_is_complete(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(["check", str(finished)]) == 0
+    assert cli.main(["check", str(finished)]) == 0
     assert "complete, ans14, ans15, ans16, ans17, ans18" in capsys.readouterr().out
     results, answers = read_json(finished / "results.json"), read_npz(finished / "deliverables.npz")
     assert [entry["index"] for entry in results["top4"]][1::2] == [answers["ans14"], answers["ans15"]]
@@ -112,14 +112,17 @@ def test_figures_can_be_drawn_again(finished: Path, tmp_path: Path) -> None:
     drawn = {path.name: path.read_bytes() for path in (copy / "figures").iterdir()}
     assert set(drawn) == {"attacks.png", "confidence.png", "untargeted.png"}
     shutil.rmtree(copy / "figures")
-    assert run.main(["figures", str(copy)]) == 0
+    assert cli.main(["figures", str(copy)]) == 0
     assert {path.name: path.read_bytes() for path in (copy / "figures").iterdir()} == drawn
 
 
 def test_a_range_is_what_the_network_is_fed_and_what_epsilon_is_counted_in(weights: Path, photos: Path) -> None:
     """But for `auto`, which feeds [-1, 1] and counts in [0, 1]."""
     pixels = experiment.photos.read(photos / "a_1.png", SIZE).pixels
-    ranges = {config.range: experiment.ranges(config) for config in map(config_of, ("auto", "minus-one-one"))}
+    ranges = {
+        config.range: (experiment.model_range(config), experiment.epsilon_range(config))
+        for config in map(config_of, ("auto", "minus-one-one"))
+    }
     assert ranges["auto"] == (RANGES["minus-one-one"], RANGES["zero-one"])
     assert ranges["minus-one-one"] == (RANGES["minus-one-one"], RANGES["minus-one-one"])
     classifier, _ = open_classifier(AdversarialConfig(weights=str(weights)), RANGES["minus-one-one"])
@@ -139,7 +142,7 @@ def test_robust_accuracy_of_a_folder(
     options = ["--images", str(photos), "--report", "robust-accuracy", "--attack", method, "--steps", "3"]
     assert attack(*options, "--batch-size", "3", "--labels", "predictions") == 0
     directory = tmp_path / "run"
-    assert run.main(["check", str(directory)]) == 0
+    assert cli.main(["check", str(directory)]) == 0
     assert "7 photos, clean accuracy 100.0%" in capsys.readouterr().out
     results, rows = read_json(directory / "results.json"), MetricsLog(directory / "metrics.jsonl").rows()
     assert results["photos"] == len(rows) == 7 and results["clean_accuracy"] == 1
@@ -167,7 +170,7 @@ def test_an_interrupted_run_of_many_goes_on_and_ends_the_same(
     lines = whole["metrics.jsonl"].splitlines(keepends=True)
     (directory / "metrics.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:20])
     (directory / "results.json").unlink()
-    assert run.main(["adversarial", "--resume", str(directory)]) == 0
+    assert cli.main(["adversarial", "--resume", str(directory)]) == 0
     assert {name: (directory / name).read_bytes() for name in whole} == whole
 
 

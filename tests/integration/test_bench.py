@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import run
 from benchmarks import bench
 from benchmarks.bench import Program
+from latentlab import cli
 
 pytestmark = pytest.mark.lenient
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.lenient
 def test_it_prints_a_table_and_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "bench.json"
     was = jax.config.values["jax_enable_compilation_cache"]
-    assert run.main(["bench", "--quick", "--works", "digits_grid", "digits_step", "--out", str(out)]) == 0
+    assert cli.main(["bench", "--quick", "--works", "digits_grid", "digits_step", "--out", str(out)]) == 0
     assert jax.config.values["jax_enable_compilation_cache"] == was
     said = capsys.readouterr().out
     assert "GFLOP/s, copies" in said and "| digit VAE, a grid of 100 decoded |" in said
@@ -28,12 +28,12 @@ def test_it_prints_a_table_and_writes_what_it_measured(tmp_path: Path, capsys: p
         warm = work["warm_seconds"]
         assert 0 < warm["min"] <= warm["median"] <= warm["max"] and warm["repeats"] == bench.FEWEST_REPEATS
         assert work["share_of_limit"] > 0 and work["peak_bytes"] > work["bytes_in_and_out"] > 0
-    assert run.main(["bench", "--quick", "--works", "digits_grid", "--out", str(out)]) == 2
+    assert cli.main(["bench", "--quick", "--works", "digits_grid", "--out", str(out)]) == 2
     assert "choose another --out" in capsys.readouterr().err
 
 
 def test_an_unknown_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run.main(["bench", "--works", "digit_step", "--out", str(tmp_path / "x.json")]) == 2
+    assert cli.main(["bench", "--works", "digit_step", "--out", str(tmp_path / "x.json")]) == 2
     complaint = capsys.readouterr().err
     assert "there is no 'digit_step'; expected some of digits_step" in complaint and complaint.count("\n") == 1
     assert not list(tmp_path.iterdir())

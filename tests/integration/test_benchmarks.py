@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import pytest
-from latent_arith.models import FaceVae
 
 from benchmarks import peers, scaling, side_by_side
 from benchmarks.side_by_side import Contestant
+from latent_arith.model import FaceVae
 from latentlab.errors import UserError
 
 OURS, OTHER = Contestant("ours", "m", "f", ("json",)), Contestant("other", "m", "f", ("json",))
@@ -138,6 +138,6 @@ def test_portions_of_photos_are_filled_up() -> None:
 
 def test_a_step_on_eight_devices_moves_every_gradient_once() -> None:
     """And little else: losses, and the sums of the normalisations, of 16 to 64 channels."""
-    parameters = jax.eval_shape(FaceVae().init, jax.random.key(0))
-    gradients = sum(4 * leaf.size for network in parameters.values() for leaf in jax.tree.leaves(network["params"]))
+    variables = jax.eval_shape(FaceVae().init, jax.random.key(0))
+    gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert gradients < sum(scaling.counted(8)) < 1.001 * gradients

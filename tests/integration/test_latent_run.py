@@ -1,6 +1,5 @@
 """The face experiment as a user meets it: a run on a folder of faces, its edit drawn again, resuming, mistakes."""
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -15,12 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import run
-from latent_arith import data, edits, experiment, faces, weights
+from latent_arith import edits, experiment, weights
 from latent_arith.config import PRESETS, LatentArithConfig
+from latent_arith.datasets.face_data import paint
+from latent_arith.datasets.synthetic_faces import ATTRIBUTES
 from latent_arith.directions import Directions
+from latent_arith.model import FaceVae
+from latent_arith.results import step_lengths
+from latentlab import cli
+from latentlab.experiment import Run
 from latentlab.storage.checkpoints import Checkpoints, digest
-from latentlab.storage.run_directory import Metrics, read_json, read_npz
+from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.run_directory import read_json, read_npz
 from tests.conftest import SMALL_FACES
 
 pytestmark = pytest.mark.lenient
@@ -32,12 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in CelebA's layout with 100 rendered faces."""
     directory = tmp_path_factory.mktemp("celeba")
     (directory / "img_align_celeba").mkdir()
-    part = data.paint(jax.random.key(0), np.arange(100), 0.6, "faces")
+    part = paint(jax.random.key(0), np.arange(100), 0.6, 128, "faces")
     names = [f"{index + 1:06d}.jpg" for index in range(100)]
     for name, image in zip(names, part.images, strict=True):
         Image.fromarray(image).resize((178, 218)).save(directory / "img_align_celeba" / name, quality=95)
     rows = [f"{name} " + " ".join(map(str, row)) for name, row in zip(names, part.attributes, strict=True)]
-    table = "\n".join(["100", " ".join(faces.ATTRIBUTES), *rows, ""])
+    table = "\n".join(["100", " ".join(ATTRIBUTES), *rows, ""])
     (directory / "list_attr_celeba.txt").write_text(table)
     return directory
 
@@ -49,13 +54,13 @@ def streamed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[li
     small = [*SMALL_FACES, "--data", f"celeba:{folder}", "--classifier-images", "20", "--label", "Smiling"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        assert run.main(["latent-arith", *small, "--out", str(directory)]) == 0
+        assert cli.main(["latent-arith", *small, "--out", str(directory)]) == 0
     return small, directory
 
 
 def test_a_run_on_celeba_is_complete(streamed: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, directory = streamed
-    assert run.main(["check", str(directory)]) == 0
+    assert cli.main(["check", str(directory)]) == 0
     assert "complete, ans09, ans10, ans11" in capsys.readouterr().out
     results = read_json(directory / "results.json")
     assert results["data"]["images"] == 100
@@ -67,8 +72,8 @@ def test_a_run_on_celeba_is_complete(streamed: tuple[list[str], Path], capsys: p
     np.testing.assert_allclose(np.linalg.norm(deliverables["ans11"] - deliverables["ans10"]), 4, rtol=1e-5)
     vectors = read_npz(directory / "directions.npz")
     assert list(vectors["names"]) == ["Smiling"]
-    for contrast in ("vectors", "raw", "orthogonal"):
-        np.testing.assert_allclose(np.linalg.norm(vectors[contrast], axis=1), 1, rtol=1e-5)
+    for estimator in ("vectors", "raw", "orthogonal"):
+        np.testing.assert_allclose(np.linalg.norm(vectors[estimator], axis=1), 1, rtol=1e-5)
 
 
 def test_an_edit_is_drawn_again_from_its_floats_and_the_weights(
@@ -78,11 +83,11 @@ def test_an_edit_is_drawn_again_from_its_floats_and_the_weights(
     shutil.copy(directory / "edit.npz", tmp_path / "edit.npz")
     shutil.copy(directory / "weights.npz", tmp_path / "weights.npz")
     redraw = ["redraw", str(tmp_path / "edit.npz"), "--weights", str(tmp_path / "weights.npz")]
-    assert run.main(redraw) == 0
+    assert cli.main(redraw) == 0
     drawn = (tmp_path / "edit.png").read_bytes()
-    assert run.main(redraw) == 2
+    assert cli.main(redraw) == 2
     assert "exists" in capsys.readouterr().err
-    assert run.main([*redraw, "--overwrite"]) == 0
+    assert cli.main([*redraw, "--overwrite"]) == 0
     assert (tmp_path / "edit.png").read_bytes() == drawn
 
 
@@ -90,14 +95,14 @@ def test_an_edit_of_another_network_is_refused(
     streamed: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, directory = streamed
-    params = weights.load(directory)
-    params["encoder"]["params"]["mu"]["bias"] = params["encoder"]["params"]["mu"]["bias"] + 1
-    weights.save(tmp_path / "other.npz", params)
+    variables = weights.load(directory, FaceVae())
+    variables["params"]["encoder"]["mu"]["bias"] = variables["params"]["encoder"]["mu"]["bias"] + 1
+    weights.save(tmp_path / "other.npz", FaceVae(), variables)
     out = tmp_path / "edit.png"
     redraw = ["redraw", str(directory / "edit.npz"), "--weights", str(tmp_path / "other.npz"), "--out", str(out)]
-    assert run.main(redraw) == 2
+    assert cli.main(redraw) == 2
     assert "another network" in capsys.readouterr().err and not out.exists()
-    assert run.main([*redraw, "--any-weights"]) == 0 and out.exists()
+    assert cli.main([*redraw, "--any-weights"]) == 0 and out.exists()
 
 
 def test_given_weights_are_used_and_give_the_same_directions(
@@ -108,13 +113,13 @@ def test_given_weights_are_used_and_give_the_same_directions(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     out = tmp_path / "again"
     given = ["--weights", str(directory), "--label", ""]
-    assert run.main(["latent-arith", *small, *given, "--out", str(out)]) == 0
-    assert run.main(["check", str(out)]) == 0
-    assert digest(weights.load(out)) == digest(weights.load(directory))
+    assert cli.main(["latent-arith", *small, *given, "--out", str(out)]) == 0
+    assert cli.main(["check", str(out)]) == 0
+    assert digest(weights.load(out, FaceVae())) == digest(weights.load(directory, FaceVae()))
     every, one = (read_npz(path / "directions.npz") for path in (out, directory))
     row = list(every["names"]).index("Smiling")
-    for contrast in ("vectors", "raw"):
-        np.testing.assert_allclose(one[contrast][0], every[contrast][row], atol=1e-5)
+    for estimator in ("vectors", "raw"):
+        np.testing.assert_allclose(one[estimator][0], every[estimator][row], atol=1e-5)
     (again,), (edit,) = (edits.read_edits(path / "edit.npz") for path in (out, directory))
     assert (again.image_id, again.fingerprint) == (edit.image_id, edit.fingerprint)
     np.testing.assert_allclose(again.z_end, edit.z_end, atol=1e-4)
@@ -130,7 +135,7 @@ def test_a_streamed_run_stopped_in_training_resumes_bit_equal(
     stopped = tmp_path / "stopped"
     command = [sys.executable, str(ROOT / "run.py"), "latent-arith", *small, "--out", str(stopped)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    metrics = Metrics(stopped / "metrics.jsonl")
+    metrics = MetricsLog(stopped / "metrics.jsonl")
     deadline = time.monotonic() + 300
     while not any(row["epoch"] == 2 for row in metrics.rows()):
         assert process.poll() is None and time.monotonic() < deadline
@@ -139,12 +144,12 @@ def test_a_streamed_run_stopped_in_training_resumes_bit_equal(
     process.communicate(timeout=120)
     assert process.returncode == code
     assert not (stopped / "results.json").exists()
-    assert run.main(["latent-arith", "--resume", str(stopped)]) == 0
-    config = dataclasses.replace(LatentArithConfig(), **read_json(directory / "config.json")["config"])
-    states = []
+    assert cli.main(["latent-arith", "--resume", str(stopped)]) == 0
+    config = Run(directory).config
+    like, states = experiment.initial_state(config, FaceVae()), []
     for path in (stopped, directory):
-        restored = Checkpoints(path / weights.CHECKPOINTS).restore(experiment.initial_state(config), pytest.fail)
-        assert restored is not None and restored.state.epoch == config.epochs
+        restored = Checkpoints(path / weights.CHECKPOINTS).restore(like, pytest.fail)
+        assert restored is not None and restored.extra["epoch"] == config.epochs
         states.append(digest(restored.state))
     assert states[0] == states[1]
     assert (stopped / "results.json").read_bytes() == (directory / "results.json").read_bytes()
@@ -176,7 +181,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     small, _ = streamed
-    assert run.main(["latent-arith", *small, *MISTAKES[message].format(folder=folder).split()]) == 2
+    assert cli.main(["latent-arith", *small, *MISTAKES[message].format(folder=folder).split()]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("error: ")
     assert message.format(folder=folder) in said
@@ -184,18 +189,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(("scale", "lengths"), [("deviation", [2, 1]), ("means", [1.5, 0.5]), ("unit", [1, 1])])
-def test_a_factor_of_one_is_what_the_scale_says(
+def test_a_strength_of_one_is_what_the_scale_says(
     scale: Literal["deviation", "means", "unit"], lengths: list[float]
 ) -> None:
-    found = Directions(("Smiling", "Bangs"), np.eye(2, dtype=np.float32), np.asarray([3.0, 1.0]), *3 * [np.ones(2)])
+    count = np.ones((1, 2), int)
+    vectors, distances = np.eye(2, dtype=np.float32)[None], np.asarray([[3.0, 1.0]])
+    found = Directions(("Smiling", "Bangs"), ("balanced",), vectors, distances, count, count, np.ones((1, 2)))
     latents = np.asarray([[2, 1], [-2, 1], [2, -1], [-2, -1]], np.float32)
-    steps = experiment.step_lengths(LatentArithConfig(scale=scale), latents, found)
+    steps = step_lengths(LatentArithConfig(scale=scale), latents, found, "balanced")
     np.testing.assert_allclose(steps, lengths, rtol=1e-6)
 
 
 def test_presets_are_what_the_specification_says() -> None:
     """Batch 32, Adam 5e-4, dropout 0.25, 10,000 · cross-entropy: SPEC's table."""
-    seed = PRESETS["seed"]
-    assert (seed.batch_size, seed.learning_rate, seed.adam_epsilon) == (32, 5e-4, 1e-7)
-    assert (seed.dropout, seed.reconstruction_weight) == (0.25, 10_000)
+    original = PRESETS["original"]
+    assert (original.batch_size, original.learning_rate, original.adam_epsilon) == (32, 5e-4, 1e-7)
+    assert (original.dropout, original.reconstruction_weight) == (0.25, 10_000)
     assert {config.rule for config in PRESETS.values()} == {"all"}

@@ -10,7 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("latentlab", "vae", "latent_arith", "adversarial")
 ROOMS = ("kernels", "training", "storage", "report", "parallel", "cli", "experiment")
-LIGHT = ("latentlab.errors", "latentlab.config", "latentlab.model", "latentlab.figures", "latentlab.command_process")
+LIGHT = (
+    "latentlab.arrays",
+    "latentlab.errors",
+    "latentlab.config",
+    "latentlab.model",
+    "latentlab.figures",
+    "latentlab.command_process",
+)
 """Modules that every room may import, and that are left out of the drawing."""
 
 

@@ -174,7 +174,7 @@ def test_the_painter_is_traced_once_however_many_faces(monkeypatch: pytest.Monke
 
     def counted(size: int, *factors: Array) -> tuple[Array, Array]:
         traces.append(factors)
-        return jnp.zeros((len(factors[0]), size, size, 3), jnp.uint8), factors[0]
+        return jnp.zeros((len(factors[0]), size, size, 3), jnp.uint8), jnp.zeros((len(factors[0]), 1), jnp.int8)
 
     monkeypatch.setattr(faces, "_render_rows", counted)
     for n, correlation in ((3, 0.6), (3, 0.6), (100, 0.0)):
