@@ -61,7 +61,7 @@ def attacks(
     classes: Sequence[str],
     entries: Sequence[Entry],
 ) -> Figure:
-    """A row an objective: the photo, the difference (enlarged), the picture as saved, and what both are taken for."""
+    """Draw a row for each objective: the photo, the enlarged difference, the saved picture, and the top classes."""
     figure = Figure(figsize=(12.5, 2.75 * len(entries) + 0.4), layout="constrained")
     grid = figure.subplots(len(entries), 4, width_ratios=(1, 1, 1, 1.25), squeeze=False)
     for axes, picture, probabilities, entry in zip(grid, adversarial, after, entries, strict=True):
@@ -84,7 +84,7 @@ def attacks(
 
 
 def confidence(sweep: Sequence[Entry], shown: Sequence[Entry], true_name: str) -> Figure:
-    """A panel an objective: probability of the true class and of the target (or top class) against ε.
+    """Draw a panel for each objective: the probability of the true class and of the target (or top class) against ε.
 
     Marks above tell the ε at which the picture fools the network after it was saved.
     """
@@ -111,7 +111,7 @@ def confidence(sweep: Sequence[Entry], shown: Sequence[Entry], true_name: str) -
 
 
 def untargeted(pictures: UInt8[np.ndarray, "epsilons h w 3"], entries: Sequence[Entry]) -> Figure:
-    """The photo after the untargeted attack, as saved, for some ε from the first to the last."""
+    """Draw the saved photo after the untargeted attack, for some ε from the first to the last."""
     chosen = np.unique(np.linspace(0, len(entries) - 1, min(SHOWN_RADII, len(entries))).round().astype(int))
     figure = Figure(figsize=(2.3 * len(chosen), 2.95), layout="constrained")
     for axes, index in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
@@ -141,7 +141,7 @@ def robust_accuracy(results: Mapping[str, Any]) -> Figure:
 
 
 def words(name: str) -> str:
-    """A class's name as a person writes it, cut where it is long; no mark of it means anything to Matplotlib."""
+    """Return a readable class name, cut where it is long, without characters that Matplotlib would interpret."""
     shown = name.replace("_", " ")
     return (shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 1]}…").replace("$", r"\$")
 
@@ -175,7 +175,7 @@ def _bars(axes: Any, before: np.ndarray, after: np.ndarray, classes: Sequence[st
 
 
 def _radii(axes: Any, levels: Sequence[float]) -> None:
-    """An axis of ε, fine near 0, and one of percentages."""
+    """Label an axis of ε, fine near 0, and one of percentages."""
     ticks = [tick for tick in (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 255) if tick <= max(levels)]
     axes.set_xscale("symlog", linthresh=1, linscale=0.7)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

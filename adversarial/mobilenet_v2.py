@@ -63,7 +63,7 @@ class MobileNetV2(nn.Module):
 
 
 def multiple_of_8(channels: float) -> int:
-    """The nearest multiple of 8, at least 8, and the next one where that is less than 0.9 of the channels."""
+    """Round to a multiple of 8, at least 8, and up where rounding would lose more than a tenth."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels else nearest
 
@@ -93,7 +93,7 @@ def _layer(
     stride: int = 1,
     groups: int = 1,
 ) -> Float[Array, "batch H W out"]:
-    """A convolution without bias and its BatchNorm, both with Keras's name."""
+    """Apply a convolution without bias and its BatchNorm, both with Keras's name."""
     keywords: dict[str, Any] = {"use_bias": False, "feature_group_count": groups, "name": name}
     convolution = nn.Conv(
         features, (size, size), (stride, stride), conv_general_dilated=conv_general_dilated, **keywords

@@ -69,7 +69,7 @@ def _in_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _alpha(arrays: dict[str, np.ndarray]) -> float:
-    """The width whose stem and first projection have the channels of the weights."""
+    """Return the width whose stem and first projection have the channels of the weights."""
     found = tuple(getattr(arrays.get(f"{layer}/kernel"), "shape", (0,))[-1] for layer in ("Conv1", "block_13_project"))
     for alpha in WIDTHS:
         if found == (multiple_of_8(32 * alpha), multiple_of_8(int(160 * alpha))):

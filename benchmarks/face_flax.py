@@ -25,7 +25,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> tuple[Array, Array]:
-        """Applies the layers."""
+        """Apply the layers."""
         hidden = images
         for index, features in enumerate((32, 64, 64, 64)):
             convolution = nn.Conv(features, kernel_size=(3, 3), strides=(2, 2), kernel_init=GLOROT)
@@ -41,7 +41,7 @@ class Vae(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, key: Array) -> tuple[Array, Array, Array]:
-        """Applies both with one posterior sample per image."""
+        """Apply both with one posterior sample per image."""
         transposed = partial(nn.ConvTranspose, kernel_size=(3, 3), strides=(2, 2), kernel_init=GLOROT)
         mean, log_variance = Encoder(True)(images)
         latent = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
@@ -90,7 +90,7 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
 
 
 def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """Encodes all images, as many at once as is quickest."""
+    """Encode all images, in batches of the fastest size."""
     network = Encoder(False)
     variables = jax.jit(network.init)(jax.random.key(ORIGINAL.seed), jnp.zeros((1, 128, 128, 3)))
 

@@ -16,7 +16,7 @@ from latent_arith.config import ORIGINAL
 
 
 def networks() -> tuple[keras.Model, keras.Model]:
-    """Encoder, images to mean and log variance, and decoder, latents to logits, of SPEC §2."""
+    """Build the encoder, images to mean and log variance, and decoder, latents to logits, of SPEC §2."""
 
     def normalized(hidden: Any) -> Any:
         return layers.LeakyReLU(0.3)(layers.BatchNormalization(momentum=0.99, epsilon=1e-3)(hidden))
@@ -60,7 +60,7 @@ def tensorflow_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[floa
 
 
 def jax_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """The same on JAX, with the networks and the optimizer as pure functions."""
+    """Do the same on JAX, with the networks and the optimizer as pure functions."""
     import jax
     import jax.numpy as jnp
 
@@ -97,12 +97,12 @@ def jax_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], lis
 
 
 def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """Encodes all images by `predict` in one batch; they are floats already."""
+    """Encode all images, floats already, by `predict` in one batch."""
     return _predict_seconds(images, repeats, len(images))
 
 
 def small_batches_encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """The same in batches of 32, which `predict` takes if it is told nothing."""
+    """Do the same in batches of 32, the default of `predict`."""
     return _predict_seconds(images, repeats, 32)
 
 

@@ -66,17 +66,17 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
 
 
 def compiled_step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """The same with forward pass and loss compiled."""
+    """Do the same with forward pass and loss compiled."""
     return _steps(images, repeats, partial(torch.compile, dynamic=False))
 
 
 def encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """Encodes all images, as many at once as is quickest (25 of 25, 50, 100 and 500)."""
+    """Encode all images, in batches of the fastest size (25 of 25, 50, 100 and 500)."""
     return _encodings(images, repeats, lambda function: function)
 
 
 def compiled_encode_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """The same with the encoder compiled."""
+    """Do the same with the encoder compiled."""
     return _encodings(images, repeats, partial(torch.compile, dynamic=False))
 
 

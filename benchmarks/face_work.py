@@ -21,12 +21,12 @@ def images(count: int) -> np.ndarray:
 
 
 def steps(images: np.ndarray) -> int:
-    """Steps of one repeat, which sees every image once; their mean is the time of a step."""
+    """Return the steps of one repeat, which sees every image once; their mean is the time of a step."""
     return -(-len(images) // ORIGINAL.batch_size)
 
 
 def batches(images: np.ndarray) -> Iterator[np.ndarray]:
-    """The images in their order, batch after batch, again and again."""
+    """Yield the images in their order, batch after batch, again and again."""
     return cycle(np.split(images, steps(images)))
 
 
@@ -46,6 +46,6 @@ def time_steps(
 def time_encoding(
     encode: Callable[[np.ndarray], np.ndarray], images: np.ndarray, repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Times `encode`, from images to posterior means on the host; there is nothing to check."""
+    """Time `encode`, from images to posterior means on the host; there is nothing to check."""
     seconds, _ = time_repeats(lambda: encode(images), repeats)
     return seconds, []

@@ -33,7 +33,7 @@ def tensorflow_gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[
 
 
 def jax_gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """The same on JAX, with the network as a pure function."""
+    """Do the same on JAX, with the network as a pure function."""
     import jax
     import jax.numpy as jnp
 

@@ -71,7 +71,7 @@ def change(images: np.ndarray, moved: np.ndarray) -> float:
 
 
 def objectives(count: int, targets: int = TARGETS) -> np.ndarray:
-    """True classes and, for every image, some others."""
+    """Return the true classes and, for every image, some others."""
     return (fgsm_work.labels(count) + np.arange(1 + targets, dtype=np.int32)[:, None]) % fgsm_work.CLASSES
 
 

@@ -69,7 +69,7 @@ def layer(
     groups: int = 1,
     activated: bool = True,
 ) -> nn.Sequential:
-    """A convolution without bias, its BatchNorm, and ReLU6."""
+    """Return a convolution without bias, its BatchNorm, and ReLU6."""
     convolution: Any = nn.Conv2d(channels, features, size, stride, size // 2, groups=groups, bias=False)
     norm: Any = nn.BatchNorm2d(features, eps=1e-3)
     convolution.name, norm.name = name, norm_name
@@ -82,7 +82,7 @@ def gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], lis
 
 
 def compiled_gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """The same with the network and the loss compiled."""
+    """Do the same with the network and the loss compiled."""
     return _gradients(images, repeats, partial(torch.compile, dynamic=False))
 
 

@@ -25,7 +25,7 @@ def images(count: int) -> np.ndarray:
 
 
 def labels(count: int) -> np.ndarray:
-    """True classes."""
+    """Return the true classes."""
     return np.random.default_rng(1).integers(0, CLASSES, count).astype(np.int32)
 
 
@@ -45,6 +45,6 @@ def variables() -> dict[str, np.ndarray]:
 
 
 def time_attacks(attack: Attack, images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """Times attacks from images and labels to the attacked images and ‖∇L‖₁, all on the host."""
+    """Time attacks from images and labels to the attacked images and ‖∇L‖₁, all on the host."""
     truth = labels(len(images))
     return time_repeats(lambda: float(attack(images, truth)[1]), repeats)

@@ -35,7 +35,7 @@ FRAMEWORKS = {
 
 
 def draw(parts: Mapping[str, Any], path: Path) -> Path:
-    """Writes the figure of results that `side_by_side.read` read.
+    """Write the figure of results that `side_by_side.read` read.
 
     A mark is the median over the rounds, and its line reaches from the lowest to the highest round.
 

@@ -131,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measured(curve: Curve, rates: dict[str, float], quick: bool) -> list[dict[str, Any]]:
-    """What `bench.measured` finds at every value of a curve; at its first two, if that is to be quick."""
+    """Measure every value of a curve with `bench.measure`; its first two, if it is to be quick."""
     points = []
     for value in curve.values[:2] if quick else curve.values:
         jax.clear_caches()

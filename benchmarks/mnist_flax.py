@@ -20,7 +20,7 @@ class Vae(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, key: Array) -> tuple[Array, Array, Array]:
-        """Applies both with one posterior sample per image."""
+        """Apply both with one posterior sample per image."""
         glorot = nn.initializers.glorot_uniform()
         dense = partial(nn.Dense, kernel_init=glorot)
         convolution = partial(nn.Conv, kernel_size=(3, 3), kernel_init=glorot)

@@ -17,7 +17,7 @@ from vae.config import ORIGINAL, VaeConfig
 
 
 def networks() -> tuple[keras.Model, keras.Model]:
-    """Encoder, images to mean and log variance, and decoder, latents to logits, of SPEC §1."""
+    """Build the encoder, images to mean and log variance, and decoder, latents to logits, of SPEC §1."""
     hidden = images = keras.Input((28, 28, 1))
     for features, stride in ((32, 1), (64, 2), (64, 2), (64, 1)):
         hidden = layers.LeakyReLU(0.3)(layers.Conv2D(features, 3, stride, padding="same")(hidden))
@@ -67,7 +67,7 @@ def tensorflow_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[flo
 
 
 def jax_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """The same on JAX: one dispatch a step, on the networks and the optimizer as pure functions."""
+    """Do the same on JAX: one dispatch a step, on the networks and the optimizer as pure functions."""
     import jax
     import jax.numpy as jnp
 
@@ -110,7 +110,7 @@ def jax_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], li
 def training(
     networks: Callable[[], tuple[keras.Model, keras.Model]], config: VaeConfig | LatentArithConfig
 ) -> tuple[keras.Model, keras.Model, keras.optimizers.Adam]:
-    """Encoder and decoder, and Keras's Adam for the variables of both."""
+    """Return encoder and decoder, and Keras's Adam for the variables of both."""
     keras.utils.set_random_seed(config.seed)
     encoder, decoder = networks()
     optimizer = keras.optimizers.Adam(config.learning_rate, epsilon=config.adam_epsilon)

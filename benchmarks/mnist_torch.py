@@ -59,7 +59,7 @@ def epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
 
 
 def compiled_epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """The same with forward pass and loss compiled, once for whole batches and once for the last one."""
+    """Do the same with forward pass and loss compiled, once for whole batches and once for the last one."""
     return _epochs(images, repeats, partial(torch.compile, dynamic=False))
 
 

@@ -339,7 +339,7 @@ def _measure(options: argparse.Namespace, command: str) -> None:
 
 
 def _quick_runs(parts: Sequence[str], options: argparse.Namespace) -> dict[str, Run]:
-    """Runs of all contestants of the parts: those of one framework in one process, two of these at a time.
+    """Run all contestants of the parts: those of one framework in one process, two of these at a time.
 
     To import and to compile is nearly all that a quick run does. So what two contestants compile alike is compiled
     once, JAX optimizes little, and `torch.compile` lets through what it gets.
@@ -362,7 +362,7 @@ def _quick_runs(parts: Sequence[str], options: argparse.Namespace) -> dict[str, 
 def _run_apart(
     names: Sequence[str], repeats: int, options: argparse.Namespace, environment: Mapping[str, str]
 ) -> Mapping[str, Run]:
-    """Runs contestants that can share a process in one."""
+    """Run contestants that can share a process in one."""
     child = [sys.executable, "-m", "benchmarks.peers", "--contestant", *names]
     child += ["--repeats", str(repeats), "--device", options.device, *(["--quick"] if options.quick else [])]
     variables = {**ENVIRONMENTS[options.device], **CONTESTANTS[names[0]].environment, **environment}
@@ -370,7 +370,7 @@ def _run_apart(
 
 
 def _gpu(framework: str) -> str | None:
-    """The GPU that a framework computes on; None if it sees none."""
+    """Return the GPU that a framework computes on; None if it sees none."""
     if framework == "torch":
         import torch
 

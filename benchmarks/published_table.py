@@ -87,7 +87,7 @@ def report(found: Sequence[tuple[str, float]]) -> str:
 
 
 def main() -> int:
-    """Prints the table; exit code 1 if a row differs, 3 if it could not be run."""
+    """Print the table; exit code 1 if a row differs, 3 if it could not be run."""
     if absent := missing():
         print(
             f"not run: {' and '.join(absent)} not in {assets.directory()}; python run.py adversarial --weights imagenet"

@@ -102,7 +102,7 @@ def portions(photos_in_all: int, devices: int) -> int:
 
 
 def step_program() -> tuple[Any, tuple[Any, ...]]:
-    """A training step of 32 faces for every device, compiled, and its arguments."""
+    """Return a compiled training step of 32 faces for every device, and its arguments."""
     with jax.set_mesh(parallel.make_mesh()):
         model, optimizer = experiment.make_model(ORIGINAL), experiment.make_optimizer(ORIGINAL)
         state = experiment.initial_state(ORIGINAL, model)
@@ -117,7 +117,7 @@ def step_program() -> tuple[Any, tuple[Any, ...]]:
 
 
 def counted(devices: int) -> list[int]:
-    """`collectives` of a step on simulated devices, in a process of their own."""
+    """Count `collectives` of a step on simulated devices, in a process of their own."""
     command = [sys.executable, "-m", "benchmarks.scaling", "--count"]
     flags = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
@@ -198,7 +198,7 @@ def attack_here() -> float:
 
 
 def training_row(how: str, step: float, moved: Sequence[int], devices: int, link: Link) -> str:
-    """A row of the table of training."""
+    """Format a row of the table of training."""
     total, late = seconds(step, moved, devices, link), seconds(0, [0] * len(moved), devices, link)
     images = devices * ORIGINAL.batch_size
     cells = [f"{1e3 * step:.0f} ms, {how}", link.name, f"{devices}", f"{images:,}"]
@@ -207,7 +207,7 @@ def training_row(how: str, step: float, moved: Sequence[int], devices: int, link
 
 
 def photos_row(how: str, attack: float, read: float, devices: int) -> str:
-    """A row of the table of attacked photos."""
+    """Format a row of the table of attacked photos."""
     at_once = portions(PHOTOS, devices) * PHOTOS_AT_ONCE
     attacks, reads = at_once * attack, at_once * min(devices, DEVICES_OF_A_PROCESS) * read
     cells = [f"{1e3 * attack:.0f} ms, {how}", f"{devices}", f"{portions(PHOTOS, devices):,}"]

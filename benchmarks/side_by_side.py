@@ -60,11 +60,11 @@ class Contestant:
     most_repeats: int | None = None
 
     def load(self) -> Callable[[Any, int], tuple[list[float], list[float]]]:
-        """The function, imported."""
+        """Import the function."""
         return getattr(import_module(f"benchmarks.{self.module}"), self.function)
 
     def missing(self) -> list[str]:
-        """Packages and programs that are not installed."""
+        """Return the packages and programs that are not installed."""
         packages = [package for package in self.packages if find_spec(package) is None]
         return packages + [program for program in self.programs if shutil.which(program) is None]
 
@@ -72,7 +72,7 @@ class Contestant:
 def time_repeats(
     work: Callable[[], Result], repeats: int, check: Callable[[Result], Any] | None = None
 ) -> tuple[list[float], list[Any]]:
-    """Times work whose result is on the host; returns seconds, and results or what `check` makes of them."""
+    """Time work whose result is on the host; return seconds, and results or what `check` makes of them."""
     seconds: list[float] = []
     checks: list[Any] = []
     for _ in range(repeats):
@@ -86,7 +86,7 @@ def time_repeats(
 def compare(
     contestants: Mapping[str, Contestant], run: Callable[[str, int], Run], rounds: int, repeats: int
 ) -> dict[str, Any]:
-    """Runs all contestants that are installed in turn, `rounds` times over, and sums up.
+    """Run all contestants that are installed in turn, `rounds` times over, and sums up.
 
     Args:
         contestants: Contestants by name; the first is what the others are compared with.
@@ -121,7 +121,7 @@ def compare(
 
 
 def run_apart(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Runs a command that ends with a line of JSON, runs by name, in a process of its own.
+    """Run a command that ends with a line of JSON, runs by name, in a process of its own.
 
     Returns:
         The runs, each with how busy other processes were.
@@ -161,7 +161,7 @@ def summary(runs: Sequence[Run], reference: Sequence[Run]) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any], contestants: Mapping[str, Contestant], seconds: str, check: str | None) -> str:
-    """The result of `compare` as a table in Markdown: median (lowest to highest).
+    """Format the result of `compare` as a table in Markdown: median (lowest to highest).
 
     Args:
         result: What `compare` returned.
@@ -200,7 +200,7 @@ def verify(result: Mapping[str, Any], tolerance: float) -> None:
 
 
 def machine(packages: Iterable[str], environment: Mapping[str, str], command: str) -> dict[str, Any]:
-    """What the numbers depend on: processor, versions, date, and the command that made them."""
+    """Describe what the numbers depend on: processor, versions, date, and the command that made them."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -214,7 +214,7 @@ def machine(packages: Iterable[str], environment: Mapping[str, str], command: st
 
 
 def merge(path: Path, parts: Mapping[str, Any]) -> None:
-    """Writes the parts into the JSON file at `path`; parts of other names that it has stay.
+    """Write the parts into the JSON file at `path`; parts of other names that it has stay.
 
     Raises:
         UserError: The file holds something else, or cannot be written.
@@ -223,7 +223,7 @@ def merge(path: Path, parts: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The parts in a file that `merge` wrote.
+    """Read the parts in a file that `merge` wrote.
 
     Raises:
         UserError: The file is missing or holds something else.

@@ -4,7 +4,7 @@ import torch
 
 
 def fastest_device() -> torch.device:
-    """The GPU if one is to be seen, with the precision of matrix products that JAX has there; else the CPU."""
+    """Return the GPU if there is one, with the precision of matrix products that JAX has there; else the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     torch.set_float32_matmul_precision("high")

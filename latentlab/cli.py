@@ -289,7 +289,7 @@ def _find_differences(ours: Any, theirs: Any) -> Differences:
 
 @contextlib.contextmanager
 def _hold_run_directory(options: RunCommand[Any]) -> Iterator[Path]:
-    """The directory of the run, made or gone on with by process 0, and by no other run at the same time."""
+    """Yield the run's directory, which process 0 creates or resumes, locked against other runs."""
     from latentlab import parallel
     from latentlab.storage import run_directory
 

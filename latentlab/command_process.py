@@ -2,16 +2,19 @@
 
 Each has its reason, measured with jax 0.10.2 and orbax 0.12.8 on two cores:
 
+- `ask_for_huge_pages`: every call of a compiled program takes its temporary arrays fresh from the system, page by page.
+  A training step of 32 faces takes 267 ms with pages of 4 kB, and 197 ms with huge pages (`benchmarks/README.md`).
+  Glibc reads the setting when a process starts, so the process is started anew, once.
 - `let_simulated_devices_take_turns`: all simulated devices share one pool of threads, as large as their number, and
   each that waits in a collective operation holds a thread. With two programs under way the pool may run dry: a run of
   `all --preset quick` on eight devices, beside other work, was aborted by XLA after 40 seconds («Expected 8 threads to
-  join the rendezvous, but only 7 of them arrived on time»). It is rare: seven such runs of other code went well.
+  join the rendezvous, but only 7 of them arrived on time»). It is rare: five other such runs went well.
 - `exit_before_peers`: at its end JAX lets a process wait for all others. Where one of two failed, both still waited
   after five minutes; where it exits at once, the other one ends 2 seconds later, with a message.
 - `is_peer_failure`: the error of a collective operation whose peer is gone has no type of its own. It is a
   `JaxRuntimeError`, like a lack of memory, and only its text differs.
 - `hide_abandoned_io`: where one array cannot be read or written, orbax abandons the others. For one truncated file of a
-  checkpoint of 14 arrays, or for a full disk, Python printed 8 to 40 tracebacks before the one line of the error.
+  checkpoint of 14 arrays, or for a full disk, Python printed 2 to 40 tracebacks before the one line of the error.
 """
 
 import contextlib
@@ -26,6 +29,7 @@ from typing import Any
 
 GRACE_SECONDS = 2
 """How long process 0 outlives its failure: when it ends, JAX aborts the others at once."""
+TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
 
 _PEER_FAILURE = re.compile(
@@ -36,10 +40,22 @@ _PEER_FAILURE = re.compile(
 @contextlib.contextmanager
 def own_process() -> Iterator[None]:
     """Prepare the process for a command, which the block runs; JAX must not have been imported before."""
+    ask_for_huge_pages()
     let_simulated_devices_take_turns()
     hide_abandoned_io()
     with exit_before_peers():
         yield
+
+
+def ask_for_huge_pages() -> None:
+    """Start this process anew with huge pages for glibc's malloc, unless the environment sets them or forbids them.
+
+    `GLIBC_TUNABLES=glibc.malloc.hugetlb=0` forbids them. Other systems and C libraries ignore the variable.
+    """
+    tunables = os.environ.get(TUNABLES, "")
+    if sys.platform == "linux" and HUGE_PAGES not in tunables:
+        os.environ[TUNABLES] = ":".join(filter(None, [tunables, f"{HUGE_PAGES}=1"]))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def let_simulated_devices_take_turns() -> None:

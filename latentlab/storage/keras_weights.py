@@ -39,10 +39,12 @@ Named = Iterator[tuple[str, np.ndarray]]
 FLAX_TO_KERAS = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 """Variables of a BatchNorm."""
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+MOST_PROBLEMS = 20
+"""Weights that do not fit and are named in one message."""
 
 
 def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
-    """Reads all weights of a file or checkpoint: floats, in the type they have, of one dimension or more.
+    """Read all weights of a file or checkpoint: floats, in the type they have, of one dimension or more.
 
     Optimizer slots, counters, seeds and metrics are left out, and with them all integers and scalars.
 
@@ -75,7 +77,7 @@ def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
 
 
 def assign(template: Tree, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Tree:
-    """Puts every array in its place in a tree, one to one.
+    """Put every array in its place in a tree, one to one.
 
     Args:
         template: A tree of arrays or `jax.ShapeDtypeStruct`s, for instance of Flax variables.
@@ -86,24 +88,26 @@ def assign(template: Tree, arrays: Mapping[str, np.ndarray], names: Mapping[str,
         The tree with float32 NumPy arrays as leaves.
 
     Raises:
-        UserError: A weight is missing, extra, wanted twice, or misshapen.
+        UserError: Weights are missing, extra, wanted twice, or misshapen; the first `MOST_PROBLEMS` are listed.
     """
     leaves, structure = jax.tree.flatten(template)
     shapes = dict(zip(paths(template), (leaf.shape for leaf in leaves), strict=True))
+    problems = []
     for path, shape in shapes.items():
         name = names.get(path)
         if name is None or name not in arrays:
-            raise UserError(f"weights: {path}: missing, expected {name or 'an array'} of shape {shape}")
-        if arrays[name].shape != shape:
-            raise UserError(f"weights: {path}: {name} has shape {arrays[name].shape}, expected {shape}")
+            problems.append(f"{path}: missing, expected {name or 'an array'} of shape {shape}")
+        elif arrays[name].shape != shape:
+            problems.append(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
     for path in sorted(names.keys() - shapes.keys()):
-        raise UserError(f"weights: {path}: the network has no such weight, but {names[path]} is to go there")
+        problems.append(f"{path}: the network has no such weight, but {names[path]} is to go there")
     places = Counter(names.values())
     for name, array in arrays.items():
         if places[name] != 1:
-            raise UserError(
-                f"weights: {name} of shape {array.shape} has {places[name]} places in the network, expected 1"
-            )
+            problems.append(f"{name} of shape {array.shape} has {places[name]} places in the network, expected 1")
+    if problems:
+        rest = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
+        raise UserError("weights: " + "; ".join(problems[:MOST_PROBLEMS] + rest))
     return jax.tree_util.tree_unflatten(structure, [np.asarray(arrays[names[path]], np.float32) for path in shapes])
 
 
@@ -113,7 +117,7 @@ def paths(tree: Any) -> list[str]:
 
 
 def read_tar(path: Path) -> Named:
-    """Yields the weights of a packed checkpoint, unpacked aside."""
+    """Yield the weights of a packed checkpoint, unpacked aside."""
     with tempfile.TemporaryDirectory(prefix="latentlab-") as folder:
         with tarfile.open(path, "r:gz") as archive:
             size = 0
@@ -126,7 +130,7 @@ def read_tar(path: Path) -> Named:
 
 
 def read_checkpoint(path: Path) -> Named:
-    """Yields the weights of a TensorFlow object checkpoint, given by its prefix or a folder that holds it alone."""
+    """Yield the weights of a TensorFlow object checkpoint, given by its prefix or a folder that holds it alone."""
     indices = sorted(path.rglob("[!.]*.index")) if path.is_dir() else [Path(f"{path}.index")]
     if len(indices) != 1:
         raise ValueError(f"{len(indices)} files end in .index, expected one, or the prefix of a checkpoint")
@@ -175,7 +179,7 @@ def _reader_of(path: Path, md5: str | None) -> Callable[[Path], Named]:
 
 
 def _checkpoint_name(key: str, full_name: str) -> str:
-    """The key without its suffix, and with the layer's name, which `full_name` tells, in place of its number."""
+    """Return the key without its suffix, and with the layer's name from `full_name` in place of its number."""
     *path, layer, variable = ("", *key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/"))
     *_, name, last = ("", *full_name.split("/"))
     if name and last == variable and re.fullmatch(r"layer(_with_weights)?-\d+", layer):

@@ -44,7 +44,7 @@ def prepared_builder(name: str, examples: str, check_features: Callable[[Any], N
 
 @contextlib.contextmanager
 def reading(builder: Any, split: str) -> Iterator[None]:
-    """A block that reads records of a split.
+    """Turn TFDS's errors into a `UserError` while the block reads records of a split.
 
     Raises:
         UserError: Whatever the block met: another format than array_record, or damaged files.

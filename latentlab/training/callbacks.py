@@ -33,16 +33,16 @@ class Callback:
         pass
 
     def on_start(self, step: int, state: TrainState) -> None:
-        """Training begins, or goes on, after `step` steps."""
+        """Handle the start of training, or of its rest, after `step` steps."""
 
     def on_metrics(self, metrics: StepMetrics) -> None:
-        """Metrics of the next steps have arrived, in order."""
+        """Handle the metrics of the next steps, in order."""
 
     def on_checkpoint(self, step: int, state: TrainState) -> None:
-        """A checkpoint is due, or training stops, after `step` steps."""
+        """Handle a checkpoint that is due, or the end of training, after `step` steps."""
 
     def on_evaluation(self, step: int, state: TrainState) -> None:
-        """A checkpoint was written and training goes on."""
+        """Handle a checkpoint that was written, before training goes on."""
 
     def stop_signal(self) -> int:
         """Return the number of the signal to stop for, 0 for none."""

@@ -1,6 +1,7 @@
 """What only the process of a command does: its environment, what it does not print, and whose failure an error is."""
 
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,33 @@ import pytest
 
 from latentlab import cli, command_process
 from latentlab.storage import checkpoints
+
+PROGRAM = (
+    "import os, sys; print(os.getpid()); from latentlab import command_process; command_process.ask_for_huge_pages(); "
+    "print(os.environ['GLIBC_TUNABLES'], *sys.argv[1:], sys.flags.optimize)"
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the variable is glibc's")
+@pytest.mark.parametrize(
+    ("tunables", "wanted", "starts"),
+    [
+        ("", "glibc.malloc.hugetlb=1", 2),
+        ("glibc.malloc.top_pad=4096", "glibc.malloc.top_pad=4096:glibc.malloc.hugetlb=1", 2),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0", 1),
+    ],
+)
+def test_the_process_starts_anew_once_with_its_arguments(tunables: str, wanted: str, starts: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", PROGRAM, "an argument", "-x"],
+        env={**os.environ, "GLIBC_TUNABLES": tunables, "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *processes, last = done.stdout.splitlines()
+    assert len(processes) == starts and len({*processes}) == 1
+    assert last == f"{wanted} an argument -x 1"
 
 
 def test_simulated_devices_get_threads_and_time_unless_the_environment_says_otherwise(

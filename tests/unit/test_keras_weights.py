@@ -411,3 +411,16 @@ def test_whatever_is_no_bijection_is_told_with_path_and_shapes(spoil, words):
     with pytest.raises(UserError) as caught:
         assign(template, arrays, names)
     assert words in str(caught.value)
+
+
+def test_all_that_does_not_fit_is_listed():
+    template, arrays, names = network()
+    del arrays["c/bias"]
+    arrays["extra"] = np.zeros(3)
+    arrays["c/kernel"] = np.zeros((1, 1))
+    with pytest.raises(UserError) as caught:
+        assign(template, arrays, names)
+    told = str(caught.value).removeprefix("weights: ").split("; ")
+    assert len(told) == 3
+    for words in ("has shape (1, 1)", "missing, expected c/bias", "extra of shape (3,)"):
+        assert any(words in line for line in told), words
