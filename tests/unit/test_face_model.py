@@ -24,7 +24,7 @@ key_of = partial(jax.random.key, impl="rbg")  # compiles in half the time of the
 
 def init(key: Array) -> dict[str, Any]:
     """Variables of the model, networks first."""
-    variables = FaceVae().init(key)
+    variables = jax.jit(FaceVae().init)(key)
     return {name: network_variables(variables, name) for name in NETS}
 
 
@@ -245,8 +245,9 @@ def test_size_and_latent_dimension_are_the_models(size: int, latent_dim: int) ->
 
 def test_the_loss_of_training_moves_the_statistics_and_that_of_evaluation_does_not() -> None:
     model, images = FaceVae(image_shape=(32, 32, 3)), jax.random.uniform(key_of(1), (4, 32, 32, 3))
-    variables = model.init(key_of(0))
-    trained, evaluated = (model.loss(variables, images, jax.random.key(2), 0, train=train) for train in (True, False))
+    variables = jax.jit(model.init)(key_of(0))
+    loss = jax.jit(model.loss, static_argnames="train")
+    trained, evaluated = (loss(variables, images, jax.random.key(2), 0, train=train) for train in (True, False))
     shapes = [jax.tree.map(jnp.shape, tree) for tree in (trained.batch_stats, variables["batch_stats"])]
     assert shapes[0] == shapes[1] and not evaluated.batch_stats
     moved = jax.tree.map(lambda one, other: bool(np.any(one != other)), trained.batch_stats, variables["batch_stats"])

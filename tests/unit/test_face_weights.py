@@ -31,7 +31,7 @@ MD5 = hashlib.md5(ARCHIVE.read_bytes()).hexdigest()
 
 @pytest.fixture(scope="module")
 def variables() -> Variables:
-    return jax.tree.map(np.asarray, FaceVae().init(jax.random.key(0)))
+    return jax.tree.map(np.asarray, jax.jit(FaceVae().init)(jax.random.key(0)))
 
 
 def test_a_tensorflow_checkpoint_decodes_to_the_images_of_keras() -> None:
@@ -39,7 +39,7 @@ def test_a_tensorflow_checkpoint_decodes_to_the_images_of_keras() -> None:
     expected = np.load(MADE / "face_vae_expected.npz")
     loaded = weights.load(ARCHIVE, MODEL, MD5)
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3)), jnp.float32) / 255
-    decoded = jax.nn.sigmoid(FaceVae().decode(loaded, expected["latents"]))[:, 3::8, 5::8]
+    decoded = jax.nn.sigmoid(jax.jit(FaceVae().decode)(loaded, expected["latents"]))[:, 3::8, 5::8]
     np.testing.assert_allclose(decoded, expected["decoded"], atol=1e-5)
     for ours, theirs in zip(FaceVae().encode(loaded, images), ("mean", "log_variance"), strict=True):
         np.testing.assert_allclose(ours, expected[theirs], atol=1e-5 * np.abs(expected[theirs]).max())
@@ -75,7 +75,7 @@ def test_keras_3_models_are_loaded(variables: Variables, name: str, tmp_path: Pa
 
 def test_a_training_that_goes_on_lends_its_newest_checkpoint(tmp_path: Path) -> None:
     optimizer = adam(optax.constant_schedule(5e-4), 1e-7)
-    state = init_state(jax.random.key(3), MODEL.init, optimizer)
+    state = init_state(jax.random.key(3), jax.jit(MODEL.init), optimizer)
     checkpoints = Checkpoints(tmp_path / weights.CHECKPOINTS)
     checkpoints.save(2, state)
     checkpoints.close()
@@ -87,10 +87,10 @@ def test_encoder_and_decoder_take_any_number_of_rows(variables: Variables) -> No
     means = make_encode(MODEL, variables)(images)
     assert means.shape == (ROWS + 3, 200)
     np.testing.assert_array_equal(make_encode(MODEL, variables)(images[ROWS:]), means[ROWS:])
-    expected, _ = MODEL.encode(variables, jnp.asarray(images[-2:], jnp.float32) / 255)
+    expected, _ = jax.jit(MODEL.encode)(variables, jnp.asarray(images[-2:], jnp.float32) / 255)
     np.testing.assert_allclose(means[-2:], expected, atol=1e-5)
     pixels = make_decode(MODEL, variables)(means[:2])
-    expected = jax.nn.sigmoid(MODEL.decode(variables, jnp.asarray(means[:2]))) * 255
+    expected = jax.nn.sigmoid(jax.jit(MODEL.decode)(variables, jnp.asarray(means[:2]))) * 255
     assert pixels.dtype == np.uint8 and np.abs(pixels - np.asarray(expected)).max() < 0.51
 
 
@@ -131,7 +131,7 @@ def test_the_fingerprint_is_that_of_published_edits(variables: Variables) -> Non
 
 def test_weights_of_another_model_have_its_paths(tmp_path: Path) -> None:
     model = FaceVae(encoder=Linear(5), latent_dim=5, image_shape=(32, 32, 3))
-    variables = model.init(jax.random.key(0))
+    variables = jax.jit(model.init)(jax.random.key(0))
     weights.save(tmp_path / weights.WEIGHTS, model, variables)
     assert "params/encoder/Dense_0/kernel" in read_npz(tmp_path / weights.WEIGHTS)
     assert digest(weights.load(tmp_path, model)) == digest(variables)

@@ -27,7 +27,7 @@ def digits(precision: Precision) -> tuple[Loss, Any]:
         per_example, _, statistics = model.loss(params, images, jax.random.key(2), jnp.asarray(0), train=True)
         return jnp.mean(per_example), statistics
 
-    return loss, model.init(jax.random.key(0))
+    return loss, jax.jit(model.init)(jax.random.key(0))
 
 
 def faces(precision: Precision) -> tuple[Loss, Any]:
@@ -39,7 +39,7 @@ def faces(precision: Precision) -> tuple[Loss, Any]:
         per_example, _, statistics = model.loss(params, images, jax.random.key(2), jnp.asarray(0), train=True)
         return jnp.mean(per_example), statistics
 
-    return loss, model.init(jax.random.key(0))
+    return loss, jax.jit(model.init)(jax.random.key(0))
 
 
 @pytest.mark.parametrize("of", [digits, faces])

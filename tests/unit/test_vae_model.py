@@ -146,9 +146,9 @@ def test_padding_does_not_train() -> None:
 
 @pytest.mark.parametrize("model", [Vae(5), Vae(1), Autoencoder(3, (16, 24, 3)), Vae(2, (32, 32, 1))])
 def test_latent_dimension_and_image_shape_are_the_models(model: LatentVariableModel) -> None:
-    variables = model.init(jax.random.key(0))
-    images = jax.random.uniform(jax.random.key(1), (2, *model.image_shape))
-    mean, log_variance = model.encode(variables, images)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
+    mean, log_variance = jax.eval_shape(model.encode, variables, images)
     assert mean.shape == log_variance.shape == (2, model.latent_dim)
-    assert model.decode(variables, mean).shape == images.shape
+    assert jax.eval_shape(model.decode, variables, mean).shape == images.shape
     assert isinstance(model, LatentVariableModel)
