@@ -21,6 +21,7 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float
 
+from latentlab.arrays import AnyArray
 from latentlab.kernels.convolution import conv_general_dilated
 
 EXPANSION = 6
@@ -43,7 +44,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width 3"], *, train: bool = False
+        self, images: Float[AnyArray, "batch height width 3"], *, train: bool = False
     ) -> Float[Array, "batch classes"] | Float[Array, "batch H W features"]:
         hidden = _activated(
             _layer(images, multiple_of_8(32 * self.alpha), "Conv1", "bn_Conv1", train, size=3, stride=2)
@@ -84,7 +85,7 @@ def _block(
 
 
 def _layer(
-    inputs: Float[Array, "batch h w in"],
+    inputs: Float[AnyArray, "batch h w in"],
     features: int,
     name: str,
     norm: str,

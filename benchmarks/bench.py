@@ -234,19 +234,15 @@ def digits_epoch(sizes: Sizes, precision: Precision) -> Work:
 
 
 def digits_grid(sizes: Sizes, precision: Precision) -> Work:
-    """Return the latent plane, decoded, as many points a call as the experiment decodes."""
+    """Return the latent plane, decoded."""
     model = experiment.make_vae(replace(DIGITS, precision=precision))
     variables = model.init(jax.random.key(0))
 
     def decode(variables: Variables, latents: Array) -> Array:
         return jax.vmap(partial(evaluate.decode_latent, model, variables))(latents)
 
-    few, all_of_them = (
-        Program(decode, (variables, jax.random.normal(jax.random.key(1), (count, model.latent_dim))))
-        for count in (evaluate.EXAMPLES_PER_BATCH, sizes.grid)
-    )
-    title = f"digit VAE, a grid of {sizes.grid} decoded"
-    return Work(title, sizes.grid, all_of_them, ((sizes.grid // evaluate.EXAMPLES_PER_BATCH, few),))
+    latents = jax.random.normal(jax.random.key(1), (sizes.grid, model.latent_dim))
+    return Work(f"digit VAE, a grid of {sizes.grid} decoded", sizes.grid, Program(decode, (variables, latents)))
 
 
 def face_step(sizes: Sizes, precision: Precision) -> Work:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int8, Key, UInt8
 
 from latent_arith.model import ROWS
 from latentlab import parallel
+from latentlab.arrays import AnyArray
 from latentlab.kernels.convolution import conv_general_dilated
 from latentlab.model import Loss, Variables, normalize
 from latentlab.parallel import batched_apply
@@ -53,7 +54,7 @@ class AttributeNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch size size 3"]
+        self, images: Float[AnyArray, "batch size size 3"]
     ) -> tuple[Float[Array, "batch attributes"], Float[Array, "batch factors"]]:
         batch, patches = len(images), self.side // 4
         hidden = (average_down(images, self.side) - 0.5) * 4
@@ -159,7 +160,7 @@ def train_attribute_classifier(
     return AttributeClassifier(tuple(names), network, trained, mean.astype(np.float32), deviation.astype(np.float32))
 
 
-def average_down(images: Float[Array, "batch size size 3"], side: int) -> Float[Array, "batch side side 3"]:
+def average_down(images: Float[AnyArray, "batch size size 3"], side: int) -> Float[Array, "batch side side 3"]:
     """Return means of squares of pixels, `side` of them on a side; images of that size stay as they are.
 
     Images whose size is not a multiple are interpolated.

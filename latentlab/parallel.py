@@ -205,15 +205,6 @@ def gather_to_host(tree: Tree) -> Tree:
     return gathered
 
 
-def gather_local_rows(array: Array, count: int) -> np.ndarray:
-    """Return on the host those of the first `count` rows of an array that this process's devices hold."""
-    if array.is_fully_addressable:
-        return np.asarray(array)[:count]
-    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
-    held = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
-    return held[: len(local_rows(count))]
-
-
 def free_device_bytes() -> int:
     """Return the memory that is free on the first local device, 0 where it is unknown, as on CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -334,7 +325,9 @@ def _apply(function: Callable[..., Any], static: tuple[Hashable, ...], shared: A
         return apply_local(shared, *rows)
     by_row = PartitionSpec(DATA)
     specs = (PartitionSpec(), *[by_row] * len(rows))
-    apply_sharded = jax.shard_map(apply_local, in_specs=specs, out_specs=by_row, axis_names={DATA}, check_vma=False)
+    # Seeds stay divided as they are; where they are not, each device's program is, to the bit, that of a single one.
+    axes = {DATA, SEED} if jax.sharding.get_abstract_mesh().shape[SEED] == 1 else {DATA}
+    apply_sharded = jax.shard_map(apply_local, in_specs=specs, out_specs=by_row, axis_names=axes, check_vma=False)
     return apply_sharded(shared, *rows)
 
 

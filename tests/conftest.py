@@ -1,6 +1,7 @@
 """Settings of every test: the Keras backend, a shared compilation cache, JAX without implicit promotion; and a run."""
 
 import contextlib
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -42,10 +43,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark campaigns and whole runs as slow, all of tests/integration and tests/faults; warnings in tests are errors.
 
-    In tests, and not in the configuration of pytest, where a warning of a foreign plugin would end the suite.
+    In tests, and not in the configuration of pytest, where a warning of a foreign plugin would end the suite. No error
+    are the reads of a damaged checkpoint that orbax abandons: Python tells of them when it next collects garbage, in
+    any test (the command hides them: `command_process.hide_abandoned_io`).
     """
+    abandoned = [
+        f"ignore:(?s)Exception ignored.*{of}:pytest.PytestUnraisableExceptionWarning"
+        for of in ("orbax", "Event loop is closed")
+    ]
     for item in items:
-        item.add_marker(pytest.mark.filterwarnings("error"), append=False)
+        item.add_marker(pytest.mark.filterwarnings("error", *abandoned), append=False)
         if {"integration", "faults"} & set(item.path.parts):
             item.add_marker("slow")
 
@@ -75,6 +82,7 @@ def compiled_programs() -> Iterator[None]:
     """Forget compiled programs at the end of a file, so that a worker keeps below 3 GB."""
     yield
     jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

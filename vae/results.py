@@ -85,9 +85,9 @@ class VaeResults:
             spread = f" ± {value['standard_deviation']:.3g}" if "standard_deviation" in value else ""
             return f"{value['mean']:.4g}{spread}"
 
-        lines = [f"{'':36}{'autoencoder':>18}{'VAE':>18}"]
+        lines = [f"{'':36} {'autoencoder':>20} {'VAE':>20}"]
         lines += [
-            f"{label:36}{format_number('autoencoder', key):>18}{format_number('vae', key):>18}"
+            f"{label:36} {format_number('autoencoder', key):>20} {format_number('vae', key):>20}"
             for label, key in COMPARED.items()
         ]
         return "\n".join(lines)

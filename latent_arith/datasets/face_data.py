@@ -164,7 +164,7 @@ def open_data(config: LatentArithConfig) -> FaceData:
     kind, colon, argument = config.data.partition(":")
     if kind not in DATASETS or (colon and not argument):
         known = ", ".join(f"'{name}'" for name in DATASETS)
-        raise UserError(f"data source {config.data!r}: expected one of {known}, with ':' and a folder or name for some")
+        raise UserError(f"data source {config.data!r}: expected one of {known}, some with an argument, as in 'celeba:DIR'")
     return DATASETS[kind](argument, config)
 
 

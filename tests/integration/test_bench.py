@@ -52,6 +52,3 @@ def test_what_a_loop_consists_of_is_counted_for_every_round() -> None:
     ((times, step),) = work.consists_of
     assert times * bench.QUICK.batch == work.images
     assert bench.operations(step) == pytest.approx(bench.operations(work.program), rel=0.01)
-    grid = bench.digits_grid(bench.Sizes(), "default")
-    ((times, part),) = grid.consists_of
-    assert times == 4 and bench.operations(part) == pytest.approx(bench.operations(grid.program), rel=0.01)

@@ -48,7 +48,6 @@ def files_of(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that orbax abandons
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_damage_is_noticed_or_harmless(saved: Path, damage: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Each file of the newest checkpoint in turn: the state is right, or the one before is used and that is said."""
