@@ -164,7 +164,9 @@ def open_data(config: LatentArithConfig) -> FaceData:
     kind, colon, argument = config.data.partition(":")
     if kind not in DATASETS or (colon and not argument):
         known = ", ".join(f"'{name}'" for name in DATASETS)
-        raise UserError(f"data source {config.data!r}: expected one of {known}, some with an argument, as in 'celeba:DIR'")
+        raise UserError(
+            f"data source {config.data!r}: expected one of {known}, some with an argument, as in 'celeba:DIR'"
+        )
     return DATASETS[kind](argument, config)
 
 

@@ -156,7 +156,7 @@ def test_a_streamed_run_stopped_in_training_resumes_bit_equal(
 
 
 MISTAKES = {
-    "data source 'celeb': expected one of 'synthetic', 'celeba', 'tfds', some with an argument, as in 'celeba:DIR'": "--data celeb",
+    "data source 'celeb': expected one of 'synthetic', 'celeba', 'tfds', some with": "--data celeb",
     "nowhere has neither list_attr_celeba.txt nor list_attr_celeba.csv": "--data celeba:{folder}/nowhere",
     "label is 'Smilling', which celeba:{folder} does not have; expected Smiling": "--label Smilling",
     "{folder}/none.npz is missing": "--weights {folder}/none.npz",

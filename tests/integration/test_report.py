@@ -404,7 +404,9 @@ def test_no_text_of_a_run_becomes_html(browser: Browser, finished: Path, tmp_pat
         path.write_text(json.dumps(record | told))
     for path in evil.rglob("*.npz"):
         arrays = read_npz(path)
-        texts = {name: np.asarray(np.char.add(array, EVIL)) for name, array in arrays.items() if array.dtype.kind == "U"}
+        texts = {
+            name: np.asarray(np.char.add(array, EVIL)) for name, array in arrays.items() if array.dtype.kind == "U"
+        }
         if texts and path.name != "edit.npz":
             write_npz(path, arrays | texts)
     (evil / "vae" / "<img src=x onerror=alert(1)>.png").write_bytes(b"")
