@@ -6,14 +6,15 @@ from unittest.mock import patch
 import numpy as np
 from jax import lax
 
-from adversarial import attacks, mobilenet_v2
+from adversarial import mobilenet_v2
 from benchmarks import fgsm_ours
+from latentlab.kernels import microbatch
 
 
 def gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Attacks the images in one call."""
     with (
         patch.object(mobilenet_v2, "conv_general_dilated", lax.conv_general_dilated),
-        patch.object(attacks, "AT_A_TIME", math.prod(images.shape)),
+        patch.object(microbatch, "CACHED_PIXELS", math.prod(images.shape)),
     ):
         return fgsm_ours.gradient_seconds(images, repeats)
