@@ -31,7 +31,7 @@ from latentlab import parallel
 from latentlab.errors import UserError
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage import assets
-from latentlab.storage.check import ArrayForm, Manifest
+from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
 
 DEFAULT_SIZE = 224
@@ -98,15 +98,17 @@ def load(run_dir: Path, config: AdversarialConfig) -> AdversarialResults:
 def manifest(config: AdversarialConfig) -> Manifest:
     """Return what `run` leaves behind, for `check`."""
     if config.report == "robust-accuracy":
-        return Manifest({}, {"robustness.npz": robustness.FORM}, ("photos", "clean_accuracy"), ("robust_accuracy.png",))
-    index, confidence = ArrayForm((), "int64"), ArrayForm((), "float64")
+        return Manifest(
+            {}, {"robustness.npz": robustness.STORED_ARRAYS}, ("photos", "clean_accuracy"), ("robust_accuracy.png",)
+        )
+    index, confidence = ArraySpec((), "int64"), ArraySpec((), "float64")
     aimed = {DELIVERED[rank]: confidence for rank in config.targets if rank in DELIVERED}
-    picture, probabilities = ArrayForm((None, None, 3), "uint8"), ArrayForm((None, None, None), "float32")
+    picture, probabilities = ArraySpec((None, None, 3), "uint8"), ArraySpec((None, None, None), "float32")
     return Manifest(
         deliverables={"ans14": index, "ans15": index, **aimed},
         arrays={
             "sweep.npz": {"probabilities": probabilities, "after_png": probabilities},
-            "figures.npz": {"original": picture, "adversarial": ArrayForm((None, None, None, None, 3), "uint8")},
+            "figures.npz": {"original": picture, "adversarial": ArraySpec((None, None, None, None, 3), "uint8")},
         },
         results=("true_class.index", "true_class.probability"),
         figures=tuple(f"{name}.png" for name in figures.OF_A_PHOTO),
@@ -221,7 +223,7 @@ def attack_photos(
             keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(
                 jnp.arange(start, start + len(batch))
             )
-            found = robustness.recognize(classifier, attack, keys, read, true, epsilons, per_device)
+            found = robustness.attack_and_classify(classifier, attack, keys, read, true, epsilons, per_device)
             for index, path in enumerate(batch):
                 row = {"photo": str(path.relative_to(root)), "label": int(true[index])}
                 row |= {"correct": found.as_floats[index].tolist(), "correct_8_bit": found.on_grid[index].tolist()}

@@ -15,21 +15,21 @@ from adversarial.classifier import Classifier, in_unit_range
 from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, most_grey_levels
 from latentlab.arrays import AnyArray
 from latentlab.parallel import LocalRows, batched_apply
-from latentlab.storage.check import ArrayForm
+from latentlab.storage.check import ArraySpec
 
 ACCURACIES = tuple(f"{kind}{end}" for kind in ("accuracy", "accuracy_8_bit") for end in ("", "_low", "_high"))
-FORM = {name: ArrayForm((None,), "float64") for name in ("epsilons", "grey_levels", *ACCURACIES)}
+STORED_ARRAYS = {name: ArraySpec((None,), "float64") for name in ("epsilons", "grey_levels", *ACCURACIES)}
 """What `robustness.npz` holds."""
 
 
-class Recognized(NamedTuple):
+class CorrectlyClassified(NamedTuple):
     """Which photos are recognised at every ε, as attacked and after rounding to the 8-bit grid."""
 
     as_floats: Bool[AnyArray, "n epsilons"]
     on_grid: Bool[AnyArray, "n epsilons"]
 
 
-def recognize(
+def attack_and_classify(
     classifier: Classifier,
     attack: SweptAttack,
     keys: Key[Array, " n"],
@@ -37,7 +37,7 @@ def recognize(
     labels: Int[np.ndarray, " n"],
     epsilons: Sequence[Epsilon],
     batch_size: int,
-) -> Recognized:
+) -> CorrectlyClassified:
     """Attack photos untargeted at every ε, and test whether the classifier still recognises them.
 
     Attack, rounding and both predictions are one compiled call: photos go in as uint8, truth values come out.
@@ -55,13 +55,13 @@ def recognize(
     most = most_grey_levels(epsilons, attack.norm == "linf").astype(np.float32)
     rows = (photos, np.asarray(jax.random.key_data(keys)), labels)
     settings: dict[str, Any] = {"batch_size": batch_size, "shared": (classifier, radii, most), "static": (attack,)}
-    found: Recognized = batched_apply(_recognize_rows, *rows, **settings)
+    found: CorrectlyClassified = batched_apply(_recognize_rows, *rows, **settings)
     return found
 
 
 def _recognize_rows(
     attack: SweptAttack, shared: tuple[Classifier, Array, Array], photos: Array, key_data: Array, labels: Array
-) -> Recognized:
+) -> CorrectlyClassified:
     classifier, radii, most = shared
     keys, images = jax.random.wrap_key_data(key_data), in_unit_range(photos)
     swept = attack(keys, classifier.logits, images, labels[None], jnp.asarray([False]), radii).images[0]
@@ -75,7 +75,7 @@ def _recognize_rows(
         logits = evaluate_logits(classifier.logits, images.reshape(-1, *images.shape[2:]))
         return labels[:, None] == jnp.argmax(logits, axis=-1).reshape(images.shape[:2]).T
 
-    return Recognized(is_recognized(swept), is_recognized(rounded))
+    return CorrectlyClassified(is_recognized(swept), is_recognized(rounded))
 
 
 def estimate_accuracy(

@@ -39,7 +39,7 @@ from latentlab.errors import UserError
 from latentlab.figures import save
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.parallel import LocalRows
-from latentlab.storage.check import ArrayForm, Manifest
+from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
 from latentlab.training.loop import (
     Schedule,
@@ -139,16 +139,16 @@ def load(run_dir: Path, config: LatentArithConfig) -> LatentArithResults:
 def manifest(config: LatentArithConfig) -> Manifest:
     """Return what `run` leaves behind, for `check`."""
     dim, size = config.latent_dim, config.size
-    latent, unit = ArrayForm((dim,), "float32"), ArrayForm((None, dim), "float32")
-    edited = ArrayForm((None, SHOWN_FACES, len(STRENGTHS), size, size, 3), "uint8")
+    latent, unit = ArraySpec((dim,), "float32"), ArraySpec((None, dim), "float32")
+    edited = ArraySpec((None, SHOWN_FACES, len(STRENGTHS), size, size, 3), "uint8")
     return Manifest(
-        deliverables={"ans09": ArrayForm((), "str"), "ans10": latent, "ans11": latent},
+        deliverables={"ans09": ArraySpec((), "str"), "ans10": latent, "ans11": latent},
         arrays={
-            "directions.npz": {"names": ArrayForm((None,), "str"), "vectors": unit, "raw": unit, "orthogonal": unit},
-            "edit.npz": {"image_ids": ArrayForm((1,), "str"), "z_start": ArrayForm((1, dim), "float32")},
+            "directions.npz": {"names": ArraySpec((None,), "str"), "vectors": unit, "raw": unit, "orthogonal": unit},
+            "edit.npz": {"image_ids": ArraySpec((1,), "str"), "z_start": ArraySpec((1, dim), "float32")},
             "scorecard.npz": {
-                "targets": ArrayForm((None,), "str"),
-                "reached": ArrayForm((None, len(STRENGTHS)), "float32"),
+                "targets": ArraySpec((None,), "str"),
+                "reached": ArraySpec((None, len(STRENGTHS)), "float32"),
             },
             "figures.npz": {"edits": edited},
             weights.WEIGHTS: {},

@@ -28,7 +28,7 @@ RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)
 
 Latents = Float[np.ndarray, "n latent"]
-Attributes = Int8[np.ndarray, "n attributes"]
+AttributeValues = Int8[np.ndarray, "n attributes"]
 Probabilities = Float[np.ndarray, "targets steps n attributes"]
 
 
@@ -70,7 +70,7 @@ def dose_response(
 
 
 def measure_accuracy(
-    probabilities: Float[np.ndarray, "n attributes"], attributes: Attributes
+    probabilities: Float[np.ndarray, "n attributes"], attributes: AttributeValues
 ) -> Float[np.ndarray, " attributes"]:
     """Return the share of images for which p ≥ 0.5 says what the table says."""
     return np.mean((probabilities >= 0.5) == (attributes > 0), axis=0)
@@ -96,7 +96,7 @@ def measure_changes(
     Raises:
         ValueError: 0 or `strength` is not among the strengths.
     """
-    before, after = (probabilities[:, _step(strengths, value)] for value in (0.0, strength))
+    before, after = (probabilities[:, _strength_index(strengths, value)] for value in (0.0, strength))
     return 100 * (after - before).swapaxes(0, 1)
 
 
@@ -133,7 +133,7 @@ def measure_mean_leakage(
     return MeanLeakage(over(others & ~exclusive), over(others))
 
 
-def find_exclusive_pairs(attributes: Attributes) -> Bool[np.ndarray, "attributes attributes"]:
+def find_exclusive_pairs(attributes: AttributeValues) -> Bool[np.ndarray, "attributes attributes"]:
     """Return pairs of attributes that both occur in a table but never together.
 
     In a small table two rare attributes may miss each other by chance: take the whole one.
@@ -166,13 +166,13 @@ def measure_identity_distance(
     Raises:
         ValueError: 0 is not among the strengths.
     """
-    origin = _step(strengths, 0.0)
+    origin = _strength_index(strengths, 0.0)
     moved = (values - values[:, origin : origin + 1]) / np.where(deviations > 0, deviations, 1)
     share = ~defining / np.maximum((~defining).sum(axis=1, keepdims=True), 1)
     return _estimate(np.einsum("tknv,tv->ntk", moved**2, share), np.sqrt, seed)
 
 
-def logits(probabilities: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+def log_odds(probabilities: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """Return the log-odds log(p / (1 - p)) of probabilities clipped to 1e-6…1 - 1e-6."""
     clipped = np.clip(probabilities.astype(np.float64), 1e-6, 1 - 1e-6)
     return np.log(clipped / (1 - clipped))
@@ -180,7 +180,7 @@ def logits(probabilities: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*sh
 
 def probe_auc(
     train_latents: Latents,
-    train_attributes: Attributes,
+    train_attributes: AttributeValues,
     test_latents: Float[np.ndarray, "m latent"],
     test_attributes: Int8[np.ndarray, "m attributes"],
 ) -> list[float | None]:
@@ -200,7 +200,7 @@ def probe_auc(
     return areas
 
 
-def _step(strengths: Float[np.ndarray, " steps"], value: float) -> int:
+def _strength_index(strengths: Float[np.ndarray, " steps"], value: float) -> int:
     where = np.flatnonzero(np.isclose(strengths, value))
     if not where.size:
         raise ValueError(f"strength {value:g} is not among {', '.join(f'{strength:g}' for strength in strengths)}")

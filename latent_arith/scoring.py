@@ -132,9 +132,9 @@ def score_directions(
     if data.factors:
         values, defining, deviations = factors, data.find_defining_factors(names), classifier.factor_deviation
     else:
-        values = scorecard.logits(seen)
+        values = scorecard.log_odds(seen)
         defining = exclusive | (np.arange(len(data.table.names)) == targets[:, None])
-        deviations = scorecard.logits(held_out_probabilities).std(axis=0)
+        deviations = scorecard.log_odds(held_out_probabilities).std(axis=0)
     rates = {name: scorecard.success_rate(both, targets) for name, both in seen_by.items()}
     probed = data.train[:PROBED]
     return Scorecard(

@@ -149,7 +149,7 @@ class Check:
         run = Run(self.run)
         faults: list[str] = []
         forms: dict[str, Any] = {}
-        for package, part in run.parts.items():
+        for package, part in run.experiments.items():
             manifest = import_part(package, "experiment").manifest(part.config)
             faults += check(part.run_dir, manifest)
             forms |= manifest.deliverables
@@ -170,7 +170,7 @@ class Figures:
 
     def __call__(self) -> int:
         """Draw, and print the paths of the figures."""
-        for package, part in Run(self.run).parts.items():
+        for package, part in Run(self.run).experiments.items():
             for path in import_part(package, "figures").draw(part.run_dir):
                 print(path)
         return 0
@@ -377,7 +377,7 @@ def _write_page(run: Run) -> Path:
 
     again = shlex.join([*_program().split(), run.command, "--resume", str(run.path)])
     commands = {
-        package: again if package in run.parts else f"{_program()} {command}"
+        package: again if package in run.experiments else f"{_program()} {command}"
         for command, package in EXPERIMENTS.items()
     }
     return page.write(run, commands, repeat_command(run.command, run.config))

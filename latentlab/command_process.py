@@ -24,13 +24,17 @@ import re
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 GRACE_SECONDS = 2
 """How long process 0 outlives its failure: when it ends, JAX aborts the others at once."""
 TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
-PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
+COLLECTIVE_TIMEOUT_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds"
+
+UNSTARTED = "coroutine '.*' was never awaited"
+"""The warning about a read that orbax had not begun; this project has no coroutines of its own."""
 
 _PEER_FAILURE = re.compile(
     r"gloo|nccl|coordination|barrier|heartbeat|another task|distributed service|DEADLINE_EXCEEDED", re.I
@@ -67,8 +71,8 @@ def let_simulated_devices_take_turns() -> None:
     if devices := re.search(r"host_platform_device_count=(\d+)", flags):
         os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
         os.environ.setdefault("PJRT_NPROC", str(4 * int(devices[1])))
-        if PATIENCE not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} {PATIENCE}=600"
+        if COLLECTIVE_TIMEOUT_FLAG not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {COLLECTIVE_TIMEOUT_FLAG}=600"
 
 
 def hide_abandoned_io() -> None:
@@ -83,6 +87,7 @@ def hide_abandoned_io() -> None:
             sys.__unraisablehook__(unraisable)
 
     absl.logging.get_absl_logger().setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", UNSTARTED, RuntimeWarning)
     sys.unraisablehook = print_others
 
 

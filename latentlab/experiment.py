@@ -86,14 +86,14 @@ class Run:
         self.config = parse_config(config_type(self.command), record.get("config"), path / CONFIG)
 
     @property
-    def parts(self) -> dict[str, Part]:
+    def experiments(self) -> dict[str, Part]:
         """The experiments of the run by package."""
         return config_parts(self.command, self.config, self.path)
 
     def __getattr__(self, name: str) -> Any:
         if name not in EXPERIMENTS.values():
             raise AttributeError(f"a run has no {name!r}")
-        part = self.parts.get(name)
+        part = self.experiments.get(name)
         if part is None:
             raise UserError(f"{self.path} is a run of {self.command!r}, which has no results of {name}")
         results = import_part(name, "experiment").load(part.run_dir, part.config)
@@ -101,7 +101,7 @@ class Run:
         return results
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self.parts]
+        return [*super().__dir__(), *self.experiments]
 
 
 def import_part(package: str, part: str) -> Any:

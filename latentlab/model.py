@@ -17,7 +17,7 @@ Images = Float[AnyArray, "batch height width channels"]
 Latents = Float[AnyArray, "batch latent"]
 PerExample = Float[Array, " batch"]
 
-FINAL_STEP = 2**31 - 1
+EVALUATION_STEP = 2**31 - 1
 """The step whose loss has no warm-up left: that of evaluations."""
 
 

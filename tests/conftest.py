@@ -47,10 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     are the reads of a damaged checkpoint that orbax abandons: Python tells of them when it next collects garbage, in
     any test (the command hides them: `command_process.hide_abandoned_io`).
     """
+    from latentlab.command_process import UNSTARTED
+
     abandoned = [
         f"ignore:(?s)Exception ignored.*{of}:pytest.PytestUnraisableExceptionWarning"
         for of in ("orbax", "Event loop is closed")
     ]
+    abandoned.append(f"ignore:{UNSTARTED}:RuntimeWarning")
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error", *abandoned), append=False)
         if {"integration", "faults"} & set(item.path.parts):

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key, UInt8
 
-from latentlab.model import FINAL_STEP, LatentVariableModel, Variables, normalize
+from latentlab.model import EVALUATION_STEP, LatentVariableModel, Variables, normalize
 from latentlab.parallel import batched_apply, vmap_seeds
 from vae import losses
 
@@ -96,7 +96,7 @@ def _measure_image(model: LatentVariableModel, variables: Variables, image: Arra
         "log_variance": log_variance,
         "latent": latent,
         "kl": losses.gaussian_kl(mean, log_variance),
-        "loss": model.loss(variables, pixels, key, FINAL_STEP, train=False).per_example,
+        "loss": model.loss(variables, pixels, key, EVALUATION_STEP, train=False).per_example,
         "reconstruction": losses.binary_cross_entropy(logits, pixels),
         "squared_error": losses.squared_error(logits, pixels),
     }

@@ -18,7 +18,7 @@ from jaxtyping import Key
 from latentlab import parallel
 from latentlab.errors import UserError
 from latentlab.model import LatentVariableModel, Variables
-from latentlab.storage.check import ArrayForm, Manifest
+from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
 from latentlab.training.loop import (
     Schedule,
@@ -92,21 +92,21 @@ def load(run_dir: Path, config: VaeConfig) -> VaeResults:
 
 def manifest(config: VaeConfig) -> Manifest:
     """Return what `run` leaves behind, for `check`."""
-    points = ArrayForm((config.latent_points, config.latent_dim), "float32")
-    plane = ArrayForm((PLANE_SIDE, PLANE_SIDE, None, None, None), "uint8")
+    points = ArraySpec((config.latent_points, config.latent_dim), "float32")
+    plane = ArraySpec((PLANE_SIDE, PLANE_SIDE, None, None, None), "uint8")
     return Manifest(
         deliverables={"ans03": points},
         arrays={
             "latents.npz": {
                 "autoencoder_z": points,
                 "vae_z": points,
-                "labels": ArrayForm((config.latent_points,), "int32"),
+                "labels": ArraySpec((config.latent_points,), "int32"),
             },
             "figures.npz": {
-                "vae_manifold": ArrayForm((MANIFOLD_SIDE, MANIFOLD_SIDE, None, None, None), "uint8"),
+                "vae_manifold": ArraySpec((MANIFOLD_SIDE, MANIFOLD_SIDE, None, None, None), "uint8"),
                 "autoencoder_plane": plane,
                 "vae_plane": plane,
-                "point_originals": ArrayForm((None, None, None, None), "uint8"),
+                "point_originals": ArraySpec((None, None, None, None), "uint8"),
             },
             "weights.npz": {},
         },

@@ -146,10 +146,10 @@ def _measure_seed(
     }
     if name == "autoencoder":
         return measured | {"train_mse": last_epoch["loss"]}
-    return measured | _bounds(test, last_epoch)
+    return measured | _likelihood_bounds(test, last_epoch)
 
 
-def _bounds(test: Mapping[str, np.ndarray], last_epoch: Mapping[str, Any]) -> dict[str, Any]:
+def _likelihood_bounds(test: Mapping[str, np.ndarray], last_epoch: Mapping[str, Any]) -> dict[str, Any]:
     """Return the VAE's likelihood bounds in nats per image; the training loss is that of the last epoch, as it ran."""
     kl = test["kl"].mean(axis=0, dtype=np.float64)
     reconstruction = float(test["reconstruction"].mean(dtype=np.float64))

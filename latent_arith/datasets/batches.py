@@ -23,7 +23,7 @@ Images = UInt8[np.ndarray, "batch height width 3"]
 Rows = Int[np.ndarray, " n"]
 Mine = Int[np.ndarray, " mine"] | None
 Labels = Int8[np.ndarray, " n"]
-Attributes = Int8[np.ndarray, "n attributes"]
+AttributeValues = Int8[np.ndarray, "n attributes"]
 Weights = Float[np.ndarray, "estimators n attributes"]
 
 
@@ -88,7 +88,7 @@ def read_in_order(
     source: Source,
     rows: Rows,
     batch_size: int,
-    attributes: Attributes,
+    attributes: AttributeValues,
     weights: Weights,
     *,
     mine: Mine = None,

@@ -85,10 +85,10 @@ class FaceData:
             )
         ids = tuple(f"{source}-{index:06d}" for index in range(len(images)))
         table = Table(ids, tuple(names), attributes.astype(np.int8))
-        return cls.divide(images, table, config, {"source": source, "images": len(images)})
+        return cls.split(images, table, config, {"source": source, "images": len(images)})
 
     @classmethod
-    def divide(cls, source: Source, table: Table, config: LatentArithConfig, description: dict[str, Any]) -> "FaceData":
+    def split(cls, source: Source, table: Table, config: LatentArithConfig, description: dict[str, Any]) -> "FaceData":
         """Divide a source into the three parts by a permutation from the seed.
 
         Raises:
@@ -141,14 +141,14 @@ def open_celeba(argument: str, config: LatentArithConfig) -> FaceData:
     """Open CelebA's folder."""
     if not argument:
         raise UserError("data source 'celeba': expected 'celeba:DIR' with the folder of CelebA")
-    return _divide(
+    return _split(
         celeba.open_celeba(Path(argument), user_cache_path("latentlab"), config.skip_bad, config.size), config
     )
 
 
 def open_tfds(argument: str, config: LatentArithConfig) -> FaceData:
     """Open a data set of TensorFlow Datasets, CelebA where none is named."""
-    return _divide(celeba.open_tfds(argument, user_cache_path("latentlab"), config.skip_bad, config.size), config)
+    return _split(celeba.open_tfds(argument, user_cache_path("latentlab"), config.skip_bad, config.size), config)
 
 
 DATASETS: dict[str, OpenData] = {"synthetic": open_synthetic, "celeba": open_celeba, "tfds": open_tfds}
@@ -196,5 +196,5 @@ def paint(
     return LabeledFaces(*(np.concatenate(parts) for parts in zip(*painted, strict=True)))
 
 
-def _divide(source: CelebA, config: LatentArithConfig) -> FaceData:
-    return FaceData.divide(source, source.table, config, source.describe())
+def _split(source: CelebA, config: LatentArithConfig) -> FaceData:
+    return FaceData.split(source, source.table, config, source.describe())

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int, Int8, Key, UInt8, UInt32
 from latentlab.parallel import batched_apply
 
 SIZE = 128  # pixels
-BATCH = 64  # faces that a device paints at a time
+FACES_PER_CALL = 64  # faces that a device paints at a time
 GLASSES_FROM, HAT_FROM = 0.68, 0.72
 
 Scalar = Float[Array, ""]
@@ -143,13 +143,15 @@ def paint_faces(
         ValueError: `correlation` is not in -1…1.
     """
     factors = draw_factors(key, indices, correlation)
-    images, attributes = batched_apply(_render_rows, *map(np.asarray, factors), batch_size=BATCH, static=(size,))
+    images, attributes = batched_apply(
+        _render_rows, *map(np.asarray, factors), batch_size=FACES_PER_CALL, static=(size,)
+    )
     return images, attributes, factors
 
 
 def draw_factors(key: Key[Array, ""], indices: Int[np.ndarray, " n"], correlation: float = 0.6) -> Factors:
     """Draw the factors of the images `indices` of a key, each (n,); see `paint_faces`."""
-    factors: Factors = batched_apply(_draw_rows, indices, batch_size=BATCH, shared=key, static=(correlation,))
+    factors: Factors = batched_apply(_draw_rows, indices, batch_size=FACES_PER_CALL, shared=key, static=(correlation,))
     return factors
 
 

@@ -63,7 +63,7 @@ def format_html(data: Mapping[str, Any]) -> str:
 
 def _read_section(run: Run, package: str, command: str) -> dict[str, Any]:
     """Return what the section of a package shows, or what is missing and the command that makes it."""
-    part = run.parts.get(package)
+    part = run.experiments.get(package)
     if part is None:
         return {"missing": "Not part of this run. To make it:", "command": command}
     fault = next(iter(check(part.run_dir, import_part(package, "experiment").manifest(part.config))), "")

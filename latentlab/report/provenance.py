@@ -21,7 +21,7 @@ def make_section(run: Run, repeat: str) -> dict[str, Any]:
     shown = [path for path in files if not any(part.startswith(".") or part == "checkpoints" for part in path.parts)]
     return {
         "command": repeat,
-        "parts": [_describe_part(run.path, package, part.run_dir) for package, part in run.parts.items()],
+        "parts": [_describe_part(run.path, package, part.run_dir) for package, part in run.experiments.items()],
         "files": [
             {
                 "name": path.as_posix(),

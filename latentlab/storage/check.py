@@ -15,7 +15,7 @@ DELIVERABLES = "deliverables.npz"
 
 
 @dataclass(frozen=True)
-class ArrayForm:
+class ArraySpec:
     """Form of an array: shape (None for any length) and type, "str" for text of any length."""
 
     shape: tuple[int | None, ...]
@@ -46,8 +46,8 @@ class Manifest:
         figures: File names under `figures/`.
     """
 
-    deliverables: Mapping[str, ArrayForm]
-    arrays: Mapping[str, Mapping[str, ArrayForm]]
+    deliverables: Mapping[str, ArraySpec]
+    arrays: Mapping[str, Mapping[str, ArraySpec]]
     results: tuple[str, ...]
     figures: tuple[str, ...]
 
@@ -65,7 +65,7 @@ def check(run_dir: Path, manifest: Manifest) -> Iterator[str]:
         yield from _check_figure(run_dir / "figures" / name)
 
 
-def check_arrays(path: Path, forms: Mapping[str, ArrayForm]) -> Iterator[str]:
+def check_arrays(path: Path, forms: Mapping[str, ArraySpec]) -> Iterator[str]:
     """Yield a line for every array of an .npz that is missing or has the wrong form."""
     try:
         arrays = read_npz(path)

@@ -1,5 +1,6 @@
 """What only the process of a command does: its environment, what it does not print, and whose failure an error is."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -50,7 +51,10 @@ def test_simulated_devices_get_threads_and_time_unless_the_environment_says_othe
     monkeypatch.setenv("PJRT_NPROC", "7")
     for _ in range(2):
         command_process.let_simulated_devices_take_turns()
-        assert os.environ["XLA_FLAGS"] == f"--xla_force_host_platform_device_count=8 {command_process.PATIENCE}=600"
+        assert (
+            os.environ["XLA_FLAGS"]
+            == f"--xla_force_host_platform_device_count=8 {command_process.COLLECTIVE_TIMEOUT_FLAG}=600"
+        )
         assert (os.environ["PJRT_NPROC"], os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"]) == ("7", "false")
 
 
@@ -62,6 +66,8 @@ def test_only_what_orbax_abandons_is_not_printed(
     in_orbax = SimpleNamespace(cr_code=SimpleNamespace(co_filename=checkpoints.ocp.__file__))
     for error, of in ((RuntimeError("Event loop is closed"), None), (ValueError("half read"), in_orbax)):
         sys.unraisablehook(SimpleNamespace(exc_value=error, object=of))
+    unstarted = asyncio.sleep(0)
+    del unstarted
     assert not capsys.readouterr().err
 
     class Failing:

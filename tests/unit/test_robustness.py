@@ -39,8 +39,8 @@ def test_intervals_are_those_of_wilson() -> None:
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     np.testing.assert_allclose([found["accuracy_low"][0], found["accuracy_high"][0]], [middle - half, middle + half])
     np.testing.assert_allclose(found["accuracy_8_bit_high"], [1], atol=1e-12)
-    assert set(found) == set(robustness.FORM)
-    assert all(robustness.FORM[name].complaint(array) is None for name, array in found.items())
+    assert set(found) == set(robustness.STORED_ARRAYS)
+    assert all(robustness.STORED_ARRAYS[name].complaint(array) is None for name, array in found.items())
 
 
 def logits(images: Array) -> Array:
@@ -60,14 +60,16 @@ def test_recognised_as_floats_and_on_the_grid(batch_size: int) -> None:
         SweptAttack(attacks.fgsm),
         jax.random.split(jax.random.key(0), 3),
     )
-    correct, on_grid = robustness.recognize(classifier, attack, keys, pictures, labels, EPSILONS, batch_size)
+    correct, on_grid = robustness.attack_and_classify(classifier, attack, keys, pictures, labels, EPSILONS, batch_size)
     np.testing.assert_array_equal(correct[:, 0], [True, True, False])
     np.testing.assert_array_equal(on_grid[:, 0], correct[:, 0])
     np.testing.assert_array_equal(on_grid[:, 1], correct[:, 0])  # 0.255 grey levels round to none
     np.testing.assert_array_equal(correct[:, 2], [False, True, False])
     assert correct.shape == on_grid.shape == (3, 4)
     if batch_size == 5:
-        again = robustness.recognize(classifier, attack, keys, LocalRows(pictures, 3), labels, EPSILONS, batch_size)
+        again = robustness.attack_and_classify(
+            classifier, attack, keys, LocalRows(pictures, 3), labels, EPSILONS, batch_size
+        )
         np.testing.assert_array_equal(again.on_grid, on_grid)
 
 
@@ -84,7 +86,7 @@ def test_rounding_on_the_device_is_that_of_saved_pictures() -> None:
     want = np.stack(
         [np.asarray(logits(jnp.asarray(row, jnp.float32) / 255)).argmax(axis=1) == labels for row in rounded]
     )
-    found = robustness.recognize(classifier, attack, keys, pictures, labels, EPSILONS, 6)
+    found = robustness.attack_and_classify(classifier, attack, keys, pictures, labels, EPSILONS, 6)
     np.testing.assert_array_equal(found.on_grid, want.T)
 
 

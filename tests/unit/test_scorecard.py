@@ -172,7 +172,7 @@ def test_attributes_of_one_class_have_no_area() -> None:
 
 
 def test_logits_are_finite_and_undo_the_sigmoid() -> None:
-    values = scorecard.logits(np.array([0, 1 / (1 + np.exp(-2.0)), 0.5, 1], np.float32))
+    values = scorecard.log_odds(np.array([0, 1 / (1 + np.exp(-2.0)), 0.5, 1], np.float32))
     assert np.isfinite(values).all() and values[0] == pytest.approx(-values[3], rel=1e-9)
     np.testing.assert_allclose(values[1:3], [2, 0], atol=1e-6)
 
