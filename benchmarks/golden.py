@@ -1,11 +1,12 @@
 """Record the numbers of a checkout, and compare those of two on the same machine.
 
-    python benchmarks/golden.py record CHECKOUT DIRECTORY
+    python benchmarks/golden.py record CHECKOUT DIRECTORY --weights WEIGHTS_OF_FACES
     python benchmarks/golden.py compare BEFORE AFTER
 
 Trained float32 numbers differ between processors, so no file of them is kept: record both checkouts on one machine.
 Runs go through `run.py` alone, which every version has. Epochs of one step make a line of `metrics.jsonl` the loss and
-metrics of a single step.
+metrics of a single step. Directions, edits and the scorecard are compared for the same weights of the face VAE, those
+of either recording, since those of few steps differ by rounding that BatchNorm and Adam magnify.
 """
 
 import argparse
@@ -28,6 +29,8 @@ RUNS = {
     "three seeds": "vae --preset quick --seeds 3 --epochs 2 --epochs-per-checkpoint 2",
     "first steps of the faces": f"{FACES}",
     "faces with a large epsilon of Adam": f"{FACES} --adam-epsilon 0.01",
+    "faces with given weights": "latent-arith --preset quick --synthetic-images 200 --held-out-images 40 "
+    "--precision float32 --weights {weights}",
     "iterated attacks": "adversarial --preset quick --attack pgd --steps 3 --restarts 2 --epsilons 0 0.01",
     "momentum in L2": "adversarial --preset quick --attack mi-fgsm --norm l2 --epsilon 0.5 --epsilons 0 0.5 --steps 3",
     "robust accuracy": "adversarial --preset quick --images packaged --labels predictions --report robust-accuracy "
@@ -48,20 +51,24 @@ def main() -> int:
         command.add_argument(second, type=Path)
         if name == "record":
             command.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+            command.add_argument(
+                "--weights", type=Path, required=True, help="weights.npz of a run of faces, one for both"
+            )
     options = parser.parse_args()
     if options.command == "record":
-        record(options.checkout.resolve(), options.directory.resolve(), options.runs)
+        record(options.checkout.resolve(), options.directory.resolve(), options.runs, options.weights.resolve())
         return 0
     return compare(options.before, options.after)
 
 
-def record(checkout: Path, directory: Path, names: list[str]) -> None:
+def record(checkout: Path, directory: Path, names: list[str], weights: Path) -> None:
     """Run every command in `names` with the code of a checkout, and leave the runs in a directory."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     for name in names:
         out = directory / name.replace(" ", "-")
-        command = [sys.executable, str(checkout / "run.py"), *RUNS[name].split(), "--out", str(out), "--overwrite"]
-        print(f"{name}: python run.py {RUNS[name]}", flush=True)
+        arguments = RUNS[name].format(weights=weights).split()
+        command = [sys.executable, str(checkout / "run.py"), *arguments, "--out", str(out), "--overwrite"]
+        print(f"{name}: python run.py {' '.join(arguments)}", flush=True)
         subprocess.run(command, check=True, env=environment, cwd=checkout, stdout=subprocess.DEVNULL)
 
 
