@@ -55,11 +55,11 @@ def attack_and_classify(
     most = most_grey_levels(epsilons, attack.norm == "linf").astype(np.float32)
     rows = (photos, np.asarray(jax.random.key_data(keys)), labels)
     settings: dict[str, Any] = {"batch_size": batch_size, "shared": (classifier, radii, most), "static": (attack,)}
-    found: CorrectlyClassified = batched_apply(_recognize_rows, *rows, **settings)
+    found: CorrectlyClassified = batched_apply(_attack_and_classify_rows, *rows, **settings)
     return found
 
 
-def _recognize_rows(
+def _attack_and_classify_rows(
     attack: SweptAttack, shared: tuple[Classifier, Array, Array], photos: Array, key_data: Array, labels: Array
 ) -> CorrectlyClassified:
     classifier, radii, most = shared
@@ -71,11 +71,11 @@ def _recognize_rows(
     most = most[:, None, None, None, None]
     rounded = jnp.clip(pixels + jnp.clip(levels, -most, most), 0, GREY_LEVELS) / GREY_LEVELS
 
-    def is_recognized(images: Float[Array, "epsilons n h w c"]) -> Bool[Array, "n epsilons"]:
+    def is_correct(images: Float[Array, "epsilons n h w c"]) -> Bool[Array, "n epsilons"]:
         logits = evaluate_logits(classifier.logits, images.reshape(-1, *images.shape[2:]))
         return labels[:, None] == jnp.argmax(logits, axis=-1).reshape(images.shape[:2]).T
 
-    return CorrectlyClassified(is_recognized(swept), is_recognized(rounded))
+    return CorrectlyClassified(is_correct(swept), is_correct(rounded))
 
 
 def estimate_accuracy(

@@ -27,7 +27,7 @@ FACES = (
 RUNS = {
     "first steps of the digits": f"vae --preset quick --train-images 32 {ONE_STEP_EPOCHS} --latent-points 64",
     "three seeds": "vae --preset quick --seeds 3 --epochs 2 --epochs-per-checkpoint 2",
-    "first steps of the faces": f"{FACES}",
+    "first steps of the faces": FACES,
     "faces with a large epsilon of Adam": f"{FACES} --adam-epsilon 0.01",
     "faces with given weights": "latent-arith --preset quick --synthetic-images 200 --held-out-images 40 "
     "--precision float32 --weights {weights}",

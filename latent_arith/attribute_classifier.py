@@ -32,7 +32,6 @@ BLUR = 2.0  # standard deviation of the blurred copy, in pixels of 64 × 64
 BRIGHTNESS = 0.05
 
 Pixels = UInt8[np.ndarray, "n height width 3"]
-AttributeValues = Int8[np.ndarray, "n attributes"]
 Predict = Callable[[Pixels], tuple[Float[np.ndarray, "n attributes"], Float[np.ndarray, "n factors"]]]
 
 
@@ -99,7 +98,7 @@ class AttributeClassifier:
 def train_attribute_classifier(
     key: Key[Array, ""],
     images: Pixels,
-    attributes: AttributeValues,
+    attributes: Int8[np.ndarray, "n attributes"],
     factors: Float[np.ndarray, "n factors"],
     names: Sequence[str],
     *,

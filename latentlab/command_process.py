@@ -33,7 +33,7 @@ GRACE_SECONDS = 2
 TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 COLLECTIVE_TIMEOUT_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds"
 
-UNSTARTED = "coroutine '.*' was never awaited"
+UNSTARTED_COROUTINE = "coroutine '.*' was never awaited"
 """The warning about a read that orbax had not begun; this project has no coroutines of its own."""
 
 _PEER_FAILURE = re.compile(
@@ -87,7 +87,7 @@ def hide_abandoned_io() -> None:
             sys.__unraisablehook__(unraisable)
 
     absl.logging.get_absl_logger().setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", UNSTARTED, RuntimeWarning)
+    warnings.filterwarnings("ignore", UNSTARTED_COROUTINE, RuntimeWarning)
     sys.unraisablehook = print_others
 
 

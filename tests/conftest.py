@@ -47,13 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     are the reads of a damaged checkpoint that orbax abandons: Python tells of them when it next collects garbage, in
     any test (the command hides them: `command_process.hide_abandoned_io`).
     """
-    from latentlab.command_process import UNSTARTED
+    from latentlab.command_process import UNSTARTED_COROUTINE
 
-    abandoned = [
-        f"ignore:(?s)Exception ignored.*{of}:pytest.PytestUnraisableExceptionWarning"
-        for of in ("orbax", "Event loop is closed")
-    ]
-    abandoned.append(f"ignore:{UNSTARTED}:RuntimeWarning")
+    abandoned = (
+        "ignore:(?s)Exception ignored.*orbax:pytest.PytestUnraisableExceptionWarning",
+        "ignore:(?s)Exception ignored.*Event loop is closed:pytest.PytestUnraisableExceptionWarning",
+        f"ignore:{UNSTARTED_COROUTINE}:RuntimeWarning",
+    )
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error", *abandoned), append=False)
         if {"integration", "faults"} & set(item.path.parts):
@@ -82,7 +82,7 @@ def strict(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs() -> Iterator[None]:
-    """Forget compiled programs at the end of a file, so that a worker keeps below 3 GB."""
+    """Forget compiled programs and garbage at the end of a file, so that a worker keeps below 3 GB."""
     yield
     jax.clear_caches()
     gc.collect()

@@ -23,7 +23,6 @@ Images = UInt8[np.ndarray, "batch height width 3"]
 Rows = Int[np.ndarray, " n"]
 Mine = Int[np.ndarray, " mine"] | None
 Labels = Int8[np.ndarray, " n"]
-AttributeValues = Int8[np.ndarray, "n attributes"]
 Weights = Float[np.ndarray, "estimators n attributes"]
 
 
@@ -88,7 +87,7 @@ def read_in_order(
     source: Source,
     rows: Rows,
     batch_size: int,
-    attributes: AttributeValues,
+    attributes: Int8[np.ndarray, "n attributes"],
     weights: Weights,
     *,
     mine: Mine = None,

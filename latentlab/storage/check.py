@@ -1,4 +1,4 @@
-"""Check that a run is complete and that its files have the right form."""
+"""Check that a run is complete and that its files hold the arrays that they should."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ DELIVERABLES = "deliverables.npz"
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Form of an array: shape (None for any length) and type, "str" for text of any length."""
+    """What an array should have: its shape (None for any length) and type, "str" for text of any length."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -40,8 +40,8 @@ class Manifest:
     """The files that an experiment leaves in its run directory.
 
     Attributes:
-        deliverables: Array name to form, in `deliverables.npz`.
-        arrays: File name to array name to form.
+        deliverables: Array name to spec, in `deliverables.npz`.
+        arrays: File name to array name to spec.
         results: Dotted paths in `results.json` of numbers, or of numbers `per_seed` with their `mean`.
         figures: File names under `figures/`.
     """
@@ -57,23 +57,23 @@ def check(run_dir: Path, manifest: Manifest) -> Iterator[str]:
     for name in ("config.json", "metrics.jsonl"):
         if not (run_dir / name).is_file():
             yield f"{run_dir / name} is missing"
-    for file, forms in {**manifest.arrays, DELIVERABLES: manifest.deliverables}.items():
-        if forms:
-            yield from check_arrays(run_dir / file, forms)
+    for file, specs in {**manifest.arrays, DELIVERABLES: manifest.deliverables}.items():
+        if specs:
+            yield from check_arrays(run_dir / file, specs)
     yield from _check_results(run_dir / "results.json", manifest.results)
     for name in manifest.figures:
         yield from _check_figure(run_dir / "figures" / name)
 
 
-def check_arrays(path: Path, forms: Mapping[str, ArraySpec]) -> Iterator[str]:
-    """Yield a line for every array of an .npz that is missing or has the wrong form."""
+def check_arrays(path: Path, specs: Mapping[str, ArraySpec]) -> Iterator[str]:
+    """Yield a line for every array of an .npz that is missing or has another shape or type."""
     try:
         arrays = read_npz(path)
     except UserError as error:
         yield str(error)
         return
-    for name, form in forms.items():
-        complaint = form.complaint(arrays[name]) if name in arrays else "is missing"
+    for name, spec in specs.items():
+        complaint = spec.complaint(arrays[name]) if name in arrays else "is missing"
         if complaint:
             yield f"{path}: {name} {complaint}"
 

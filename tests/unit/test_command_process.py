@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -66,8 +67,6 @@ def test_only_what_orbax_abandons_is_not_printed(
     in_orbax = SimpleNamespace(cr_code=SimpleNamespace(co_filename=checkpoints.ocp.__file__))
     for error, of in ((RuntimeError("Event loop is closed"), None), (ValueError("half read"), in_orbax)):
         sys.unraisablehook(SimpleNamespace(exc_value=error, object=of))
-    unstarted = asyncio.sleep(0)
-    del unstarted
     assert not capsys.readouterr().err
 
     class Failing:
@@ -76,6 +75,20 @@ def test_only_what_orbax_abandons_is_not_printed(
 
     Failing().__del__  # noqa: B018
     assert "of ours" in capsys.readouterr().err
+
+
+def test_a_read_that_never_began_is_not_warned_of_and_all_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    for hidden in (False, True):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            if hidden:
+                command_process.hide_abandoned_io()
+            unstarted = asyncio.sleep(0)
+            del unstarted
+            warnings.warn("of ours", RuntimeWarning, stacklevel=1)
+        texts = [str(warning.message) for warning in warned]
+        assert texts == [*([] if hidden else ["coroutine 'sleep' was never awaited"]), "of ours"]
 
 
 def test_a_command_that_is_called_leaves_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:

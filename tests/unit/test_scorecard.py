@@ -171,7 +171,7 @@ def test_attributes_of_one_class_have_no_area() -> None:
     assert areas[1:] == [None, None, None] and areas[0] is not None and areas[0] > 0.95
 
 
-def test_logits_are_finite_and_undo_the_sigmoid() -> None:
+def test_log_odds_are_finite_and_undo_the_sigmoid() -> None:
     values = scorecard.log_odds(np.array([0, 1 / (1 + np.exp(-2.0)), 0.5, 1], np.float32))
     assert np.isfinite(values).all() and values[0] == pytest.approx(-values[3], rel=1e-9)
     np.testing.assert_allclose(values[1:3], [2, 0], atol=1e-6)
