@@ -34,7 +34,7 @@ TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 COLLECTIVE_TIMEOUT_FLAG = "--xla_cpu_collective_call_terminate_timeout_seconds"
 
 UNSTARTED_COROUTINE = "coroutine '.*' was never awaited"
-"""The warning about a read that orbax had not begun; this project has no coroutines of its own."""
+"""The warning about a read that orbax had not begun. This project has no coroutines of its own."""
 
 _PEER_FAILURE = re.compile(
     r"gloo|nccl|coordination|barrier|heartbeat|another task|distributed service|DEADLINE_EXCEEDED", re.I
@@ -87,6 +87,7 @@ def hide_abandoned_io() -> None:
             sys.__unraisablehook__(unraisable)
 
     absl.logging.get_absl_logger().setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     warnings.filterwarnings("ignore", UNSTARTED_COROUTINE, RuntimeWarning)
     sys.unraisablehook = print_others
 

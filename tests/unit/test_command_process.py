@@ -1,6 +1,8 @@
 """What only the process of a command does: its environment, what it does not print, and whose failure an error is."""
 
 import asyncio
+import gc
+import logging
 import os
 import subprocess
 import sys
@@ -89,6 +91,33 @@ def test_a_read_that_never_began_is_not_warned_of_and_all_else_is(monkeypatch: p
             warnings.warn("of ours", RuntimeWarning, stacklevel=1)
         texts = [str(warning.message) for warning in warned]
         assert texts == [*([] if hidden else ["coroutine 'sleep' was never awaited"]), "of ours"]
+
+
+def test_a_failure_that_orbax_never_looked_at_is_not_logged_and_all_else_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where two writes fail at once, orbax raises one error, and asyncio logs the other when it is forgotten."""
+
+    async def fail() -> None:
+        raise OSError("no space left")
+
+    async def forget() -> None:
+        asyncio.get_running_loop().create_task(fail())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    log = logging.getLogger("asyncio")
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    monkeypatch.setattr(log, "filters", [])
+    for hidden in (False, True):
+        if hidden:
+            command_process.hide_abandoned_io()
+        caplog.clear()
+        asyncio.run(forget())
+        log.error("of ours")
+        messages = [message.splitlines()[0] for message in caplog.messages]
+        assert messages == [*([] if hidden else ["Task exception was never retrieved"]), "of ours"]
 
 
 def test_a_command_that_is_called_leaves_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
