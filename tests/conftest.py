@@ -3,16 +3,19 @@
 import contextlib
 import gc
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
-COMPILATIONS = tempfile.TemporaryDirectory(prefix="latentlab-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILATIONS.name  # for subprocesses too
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# What a test compiles is kept for the other worker, for subprocesses and for the next session, which takes half as long.
+# `pytest --cache-clear` forgets it. With a largest size JAX locks the directory while it reads or writes an entry.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "d" / "compiled")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 1024**3)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402

@@ -297,13 +297,18 @@ def test_a_signal_is_obeyed_once_the_state_is_written(tmp_path: Path, number: in
 
 
 def test_without_the_command_line_signals_act_as_python_lets_them(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
     def evaluate(variables: Variables) -> dict[str, np.ndarray]:
         os.kill(os.getpid(), signal.SIGINT)
         return zero(variables)
 
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, 6, evaluate=evaluate)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, 6, evaluate=evaluate)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("at", "dispatch"), [(1, 1), (2, 2), (4, 1), (4, 2), (6, 1), (8, 2)])
