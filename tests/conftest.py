@@ -3,15 +3,17 @@
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
-# What a test compiles is kept for the other worker, for subprocesses and for the next session, which takes half as long.
+# What a test compiles is kept for the other worker, for subprocesses and for the next session (a third shorter).
 # `pytest --cache-clear` forgets it. With a largest size JAX locks the directory while it reads or writes an entry.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "d" / "compiled")
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 1024**3)
@@ -91,14 +93,25 @@ def compiled_programs() -> Iterator[None]:
     gc.collect()
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return what `make` writes at a path: the first worker that wants it makes it, the other waits and uses it."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    path, complete = root / name, root / f"{name} is complete"
+    with FileLock(root / f"{name}.lock"):
+        if not complete.exists():
+            shutil.rmtree(path, ignore_errors=True)
+            make(path)
+            complete.touch()
+    return path
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of idx files with 500 training and 40 held-out digits."""
-    directory = tmp_path_factory.mktemp("digits")
     from tests.digits import write_packaged
 
-    write_packaged(directory, 500, 40)
-    return directory
+    return made_once(tmp_path_factory, "digits", lambda path: write_packaged(path, 500, 40))
 
 
 @pytest.fixture(scope="session")
@@ -112,12 +125,14 @@ def small(digits: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run of `all`, with two seeds of the first experiment."""
+    """A complete run of `all`, with two seeds of the first experiment. Tests change copies of it."""
     from latentlab import cli
 
-    directory = tmp_path_factory.mktemp("runs") / "all"
     arguments = [name.replace("--", "--vae.") for name in small]
     arguments += [name.replace("--", "--latent-arith.") for name in SMALL_FACES]
     arguments += ["--adversarial.epsilons", "0", "0.01"]
-    assert cli.main(["all", *arguments, "--out", str(directory)]) == 0
-    return directory
+
+    def make(path: Path) -> None:
+        assert cli.main(["all", *arguments, "--out", str(path)]) == 0
+
+    return made_once(tmp_path_factory, "finished", make)

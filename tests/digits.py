@@ -29,5 +29,6 @@ def write_packaged(directory: Path, train: int, test: int) -> None:
         packaged.test.images[:test, ..., 0],
         packaged.test.labels[:test],
     ]
+    directory.mkdir(exist_ok=True)
     for name, array in zip(IDX_FILES, arrays, strict=True):
         (directory / name).write_bytes(idx_bytes(array))
