@@ -5,9 +5,8 @@ python run.py bench [--quick] [--works NAME …] [--out FILE.json]
 Tracing, lowering and compilation are timed once each, with no cache; then the compiled program runs until it has taken
 `SECONDS` or `MOST_REPEATS` times. The limit of a program is the longer of two times: that of its floating-point
 operations at the rate of a large matrix product, and that of reading its arguments and writing its results at the rate
-of a large copy, both measured in the same run. Operations are those that XLA counts in the program as it is lowered for
-TPU, where convolutions are one operation each, before it optimises anything: what the network asks for, not what a
-platform's form of it takes. XLA counts the body of a loop once, so a work with loops says what it consists of.
+of a large copy, both measured in the same run. Operations are those of the products and convolutions that the network
+asks for (`count_operations`), not those that a platform's form of it takes.
 """
 
 import contextlib
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.experimental.compilation_cache import compilation_cache
+from jax.extend.core import jaxprs_in_params
 
 from adversarial import attacks
 from benchmarks import fgsm_ours, fgsm_work
@@ -62,13 +63,11 @@ class Work:
         title: What it does.
         images: Images that a call handles: trains on, encodes, or makes.
         program: What is timed.
-        consists_of: Programs without loops that it amounts to, and how often it runs each; itself, if not told.
     """
 
     title: str
     images: int
     program: Program
-    consists_of: tuple[tuple[int, Program], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,7 @@ def measured(work: Work, rates: dict[str, float], quick: bool = False) -> dict[s
     compiled = timed("compile", lowered.compile)
     seconds = _warm(lambda: compiled(*arguments), 0 if quick else SECONDS)
     plan = compiled.memory_analysis()
-    counts = [(times, operations(program)) for times, program in work.consists_of or ((1, work.program),)]
-    flops = sum(times * count for times, count in counts)
+    flops = count_operations(function, *arguments)
     moved = plan.argument_size_in_bytes + plan.output_size_in_bytes
     median = statistics.median(seconds)
     limits = {"products": flops / rates["flops_per_second"], "copies": moved / rates["bytes_per_second"]}
@@ -179,11 +177,32 @@ def measured(work: Work, rates: dict[str, float], quick: bool = False) -> dict[s
     }
 
 
-def operations(program: Program) -> float:
-    """Floating-point operations of a program by XLA's count, before it is optimised and in no platform's own form."""
-    lowered = jax.jit(program.function).trace(*program.arguments).lower(lowering_platforms=("tpu",))
-    analysis: Any = lowered.cost_analysis()
-    return float(analysis["flops"])
+def count_operations(function: Callable[..., Any], *arguments: Any) -> int:
+    """Return the floating-point operations of a function's matrix products and convolutions, 2 for each multiply-add.
+
+    They are counted in its jaxpr, before any compiler, in the form that no platform has of its own. A loop of known
+    length counts as often as it runs; taps that lie in the padding count, zeros of a dilated input do not.
+    """
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params, out = equation.primitive.name, equation.params, equation.outvars[0].aval
+        shapes = [variable.aval.shape for variable in equation.invars]
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += 2 * out.size * prod(shapes[0][axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            features = shapes[1][params["dimension_numbers"].rhs_spec[0]]
+            taps = prod(shapes[1]) // features // params["batch_group_count"]
+            total += 2 * out.size * taps // prod(params["lhs_dilation"])
+        elif params.get("branches_platforms"):
+            total += _count(params["branches"][params["branches_platforms"].index(None)].jaxpr)
+        else:
+            total += params.get("length", 1) * sum(map(_count, jaxprs_in_params(params)))
+    return total
 
 
 def measured_rates(quick: bool = False) -> dict[str, float]:
@@ -230,7 +249,7 @@ def digits_epoch(sizes: Sizes, precision: Precision) -> Work:
     states = jax.tree.map(lambda leaf: jnp.stack([leaf] * sizes.seeds), state) if sizes.seeds > 1 else state
     program = Program(vmap_seeds(run_epoch, sizes.seeds, (0, None)), (states, _pixels(sizes.digits, 28, 1)))
     title = f"digit VAE, an epoch of {sizes.digits:,}" + (f", {sizes.seeds} seeds" if sizes.seeds > 1 else "")
-    return Work(title, sizes.seeds * sizes.digits, program, ((sizes.seeds * schedule.steps_per_epoch, step),))
+    return Work(title, sizes.seeds * sizes.digits, program)
 
 
 def digits_grid(sizes: Sizes, precision: Precision) -> Work:
@@ -279,9 +298,9 @@ def face_directions(sizes: Sizes, precision: Precision) -> Work:
     return Work(f"direction pass, {count} faces, {attributes} attributes", count, Program(measure_block, arguments))
 
 
-def forward(sizes: Sizes, precision: Precision, count: int | None = None) -> Work:
-    """Logits of photos."""
-    count = count or sizes.photos[1]
+def forward(sizes: Sizes, precision: Precision) -> Work:
+    """Return logits of photos."""
+    count = sizes.photos[1]
 
     def logits(variables: Any, images: Array) -> Array:
         return attacks.evaluate_logits(fgsm_ours.logits_of(variables), images)
@@ -310,16 +329,10 @@ def sweep(sizes: Sizes, precision: Precision) -> Work:
         logits = fgsm_ours.logits_of(variables)
         return attacks.sweep(attacks.fgsm, jax.random.key(0), logits, images, rows, targeted, epsilons)
 
-    def gradients(variables: Any, images: Array, rows: Array) -> Array:
-        logits = fgsm_ours.logits_of(variables)
-        return jax.vmap(lambda labels, aim: attacks.input_gradient(logits, images, labels, aim))(rows, targeted)
-
     rows = jnp.asarray(fgsm_ours.objectives(count, sizes.objectives - 1))
     arguments = fgsm_ours.variables_on_device(), _photos(sizes, count), rows
-    moved = sizes.objectives * sizes.epsilons
-    parts = (1, Program(gradients, arguments)), (moved, forward(sizes, precision).program)
     title = f"FGSM, {sizes.epsilons} ε × {sizes.objectives} objectives, {count} photos"
-    return Work(title, count * moved, Program(swept, arguments), parts)
+    return Work(title, count * sizes.objectives * sizes.epsilons, Program(swept, arguments))
 
 
 def pgd(sizes: Sizes, precision: Precision) -> Work:
@@ -332,13 +345,9 @@ def pgd(sizes: Sizes, precision: Precision) -> Work:
         keys = jax.random.split(key, len(labels))
         return attacks.pgd(keys, logits, images, labels, epsilon=epsilon, step_size=size, steps=steps)
 
-    def one_gradient(key: Array, variables: Any, images: Array, labels: Array) -> Array:
-        return attacks.input_gradient(fgsm_ours.logits_of(variables), images, labels, jnp.asarray(False))
-
     labels = jnp.asarray(fgsm_work.labels(count))
     arguments = jax.random.key(0), fgsm_ours.variables_on_device(), _photos(sizes, count), labels
-    parts = (steps, Program(one_gradient, arguments)), (2, forward(sizes, precision, count).program)
-    return Work(f"PGD-{steps}, {count} photos", count, Program(attack, arguments), parts)
+    return Work(f"PGD-{steps}, {count} photos", count, Program(attack, arguments))
 
 
 WORKS: dict[str, Callable[[Sizes, Precision], Work]] = {

@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults import damage
 
-TRIES = {damage.training: 2, damage.file_of_weights: 6, damage.cache_of_compilations: 3}
+TRIES = {damage.training: 1, damage.file_of_weights: 6, damage.cache_of_compilations: 3}
 
 
 @pytest.mark.parametrize("name", damage.KINDS)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults import kills
 
-KILLS = {"digits": 4, "faces": 4, "sweep": 6}
+KILLS = {"digits": 2, "faces": 2, "sweep": 3}
 Made = Callable[[str], tuple[list[str], Path, float]]
 
 

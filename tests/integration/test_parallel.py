@@ -35,17 +35,18 @@ def of_mesh(computed: Arrays, what: str, name: str) -> Arrays:
 
 @pytest.mark.parametrize(
     ("what", "name"),
-    [(what, name) for what in ("digits", "digits, one seed", "rows", "evaluation") for name in ("3", "8")]
-    + [("faces", "8"), ("faces, one seed", "8"), ("digits", "2x4")]
-    + [("digits, moments divided", "8"), ("digits, moments divided", "2x4")],
+    [("digits", name) for name in ("3", "8", "2x4")]
+    + [("digits, one seed", "8"), ("digits, moments divided", "8"), ("digits, moments divided", "2x4")]
+    + [("rows", "3"), ("rows", "8"), ("evaluation", "8"), ("faces", "8")],
 )
 def test_many_devices_compute_what_one_does(computed: Arrays, what: str, name: str) -> None:
-    """12 and 10 images a batch, so that 8 devices divide neither."""
-    one, many = of_mesh(computed, what, "1"), of_mesh(computed, what, name)
-    assert one.keys() == many.keys() and len(one) > 1
-    for key in one:
-        if not key.endswith("share of moments"):
-            np.testing.assert_allclose(many[key], one[key], rtol=1e-9, atol=1e-9, err_msg=key)
+    """12 and 10 images a batch, so that 8 devices divide neither. Where moments are has no say in what they are."""
+    one, many = of_mesh(computed, what.partition(", moments")[0], "1"), of_mesh(computed, what, name)
+    parts = {key.partition(": ")[2]: key for key in one}
+    assert parts.keys() == {key.partition(": ")[2] for key in many} and len(one) > 1
+    for part, key in parts.items():
+        if part != "share of moments":
+            np.testing.assert_allclose(many[f"{what}: {part}"], one[key], rtol=1e-9, atol=1e-9, err_msg=key)
 
 
 def test_three_training_steps_move_the_weights_by_much_more_than_that(computed: Arrays) -> None:
