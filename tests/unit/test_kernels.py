@@ -185,15 +185,26 @@ def test_second_derivatives(function: Callable, shape: tuple[int, ...], groups: 
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * float(jnp.abs(want).max()))
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_accelerators_get_xla_convolutions_and_the_cpu_gets_none(platform: str) -> None:
-    def loss(x: Array, w: Array) -> Array:
-        filtered = kernels.depthwise_convolution(x, w[:, :, :1, :3])
-        return jnp.sum(kernels.convolution_transpose(kernels.convolution(filtered, w, 2), w, 2))
+@pytest.mark.parametrize(
+    ("function", "shape", "with_xla"),
+    [
+        (kernels.convolution, (3, 3, 3, 5), {"tpu"}),
+        (kernels.convolution_transpose, (3, 3, 5, 3), {"tpu"}),
+        (kernels.convolution, (1, 1, 3, 5), {"tpu", "cuda"}),
+        (kernels.depthwise_convolution, (3, 3, 1, 3), {"tpu", "cuda"}),
+    ],
+)
+def test_every_platform_gets_its_form(function: Callable, shape: tuple[int, ...], with_xla: set[str]) -> None:
+    """XLA's own convolutions, in value and gradients, or none at all."""
 
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(normal(0, 2, 8, 8, 3), normal(1, 3, 3, 3, 5))
-    assert "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
-    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    def loss(x: Array, w: Array) -> Array:
+        return jnp.sum(jnp.sin(function(x, w, 2)))
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(normal(0, 2, 8, 8, 3), normal(1, *shape))
+    for platform in ("cpu", "cuda", "rocm", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        expected = 3 if platform in {*with_xla, "rocm"} else 0
+        assert text.count("stablehlo.convolution") == expected, platform
 
 
 @pytest.mark.unchecked
