@@ -141,8 +141,13 @@ def run(quick: bool, names: tuple[str, ...], out: Path | None, precision: Precis
     return out
 
 
-def measured(work: Work, rates: dict[str, float], quick: bool = False) -> dict[str, Any]:
-    """Seconds of every stage, rates, memory, and the share of the limit that the work reaches."""
+def measured(
+    work: Work,
+    rates: dict[str, float],
+    quick: bool = False,
+    inspect: Callable[[jax.stages.Compiled, tuple[Any, ...]], dict[str, Any]] = lambda compiled, arguments: {},
+) -> dict[str, Any]:
+    """Seconds of every stage, rates, memory, the share of the limit that the work reaches, and what `inspect` finds."""
     function, arguments = work.program
     stages: dict[str, float] = {}
 
@@ -174,6 +179,7 @@ def measured(work: Work, rates: dict[str, float], quick: bool = False) -> dict[s
         "share_of_limit": limits[bound] / median,
         "limit": bound,
         "peak_bytes": peak,
+        **inspect(compiled, arguments),
     }
 
 

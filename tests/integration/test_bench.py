@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax import Array
 
-from benchmarks import bench
+from benchmarks import bench, gpu
 from latentlab import cli
 from latentlab.kernels.convolution import convolution
 
@@ -31,6 +31,25 @@ def test_it_prints_a_table_and_writes_what_it_measured(tmp_path: Path, capsys: p
         assert work["share_of_limit"] > 0 and work["peak_bytes"] > work["bytes_in_and_out"] > 0
     assert cli.main(["bench", "--quick", "--works", "digits_grid", "--out", str(out)]) == 2
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_all_about_a_gpu_is_measured_on_a_cpu_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gpu"
+    arguments = ["--out", str(out), "--quick", "--parts", "works", "--works", "digits_grid"]
+    assert gpu.main(arguments) == 0
+    found = json.loads((out / "gpu.json").read_text())
+    assert found["left_out"] == [] and found["works"]["digits_grid"]["kernels"] == 0
+    assert "HloModule" in (out / "digits_grid.hlo.txt").read_text()
+    assert "| digit VAE, a grid of 100 decoded |" in (out / "kernels.md").read_text()
+    assert gpu.main(arguments) == 2
+    assert f"{out} exists; choose another --out" in capsys.readouterr().err
+
+
+def test_what_there_is_no_time_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--out", str(tmp_path / "gpu"), "--quick", "--seconds", "0"]) == 0
+    left_out = json.loads((tmp_path / "gpu" / "gpu.json").read_text())["left_out"]
+    assert {"works/digits_step", "peers/mnist_run/ours", "commands/warm"} <= set(left_out)
+    assert "left out, for want of time: works/digits_step" in capsys.readouterr().out
 
 
 def test_an_unknown_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Tests of the benchmarks: turns, ratios, what is left out, results on disk. No time is asserted."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,15 @@ def test_the_same_training_here_and_with_flax(capfd: pytest.CaptureFixture[str])
     losses = [runs[name]["checks"][-1] for name in names]
     assert len(runs[names[0]]["seconds"]) == 1
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # different draws of weights and order
+
+
+@pytest.mark.lenient
+def test_what_is_only_measured_on_gpus_runs(capfd: pytest.CaptureFixture[str]) -> None:
+    names = [f"{name}/ours" for name, part in peers.PARTS.items() if part.devices == ("gpu",)]
+    assert peers.main(["--quick", "--contestant", *names]) == 0
+    runs = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert set(runs) == {"mnist_run/ours", "gradient_64/ours"}
+    assert all(math.isfinite(run["checks"][-1]) for run in runs.values())
 
 
 @pytest.mark.parametrize(
