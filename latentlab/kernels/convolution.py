@@ -150,8 +150,9 @@ def _pads(padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: 
 def _convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
     products = partial(_products_of_windows, stride=stride, pads=pads)
     xla = partial(_xla_convolution, stride=stride, pads=pads)
-    pointwise = kernel.shape[:2] == (1, 1)  # one product, whoever forms it
-    return lax.platform_dependent(images, kernel, cpu=products, cuda=xla if pointwise else products, default=xla)
+    pointwise = kernel.shape[:2] == (1, 1)  # for cuDNN a product as it is
+    by_products = {platform: products for platform in (("cpu",) if pointwise else ("cpu", "cuda"))}
+    return lax.platform_dependent(images, kernel, default=xla, **by_products)
 
 
 def _xla_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads, groups: int = 1) -> Array:
