@@ -59,6 +59,9 @@ class Directions:
         n_negative: Number of images without it.
         standard_error_degrees: Standard error of each direction as an angle.
         left_out: Attributes without positives or without negatives, which have no direction.
+        without_orthogonal: Attributes whose direction lies in the span of the others, so that nothing is left of it
+            that is orthogonal to them: their `orthogonal` is the balanced one. Where there are as many others as
+            latent dimensions, that is all of them.
     """
 
     names: tuple[str, ...]
@@ -69,6 +72,7 @@ class Directions:
     n_negative: np.ndarray
     standard_error_degrees: Float[np.ndarray, "estimators attributes"]
     left_out: tuple[str, ...] = ()
+    without_orthogonal: tuple[str, ...] = ()
 
     def vector(self, name: str, estimator: str = "balanced") -> Float[np.ndarray, " latent"]:
         """Return the unit vector of an attribute.
@@ -105,15 +109,17 @@ class Directions:
     def with_orthogonal(self, exclusive: Bool[np.ndarray, "attributes attributes"]) -> "Directions":
         """Return these with the estimator `orthogonal`: the balanced ones made orthogonal to all others.
 
-        Except to those of attributes that exclude each other. Its distance is what is left along it of the distance
-        between the means.
+        Except to those of attributes that exclude each other, and where nothing is left (`without_orthogonal`). Its
+        distance is what is left along it of the distance between the means.
         """
         row, vectors = self.estimators.index("balanced"), self.of("balanced")
-        left = []
+        orthogonal, without = vectors.copy(), []
         for index, vector in enumerate(vectors):
             others = ~exclusive[index] & (np.arange(len(vectors)) != index)
-            left.append(orthogonalize(vector, vectors[others]) if others.any() else vector)
-        orthogonal = np.stack(left)
+            try:
+                orthogonal[index] = orthogonalize(vector, vectors[others]) if others.any() else vector
+            except ValueError:
+                without.append(self.names[index])
         distances = self.distances[row] * np.sum(orthogonal * vectors, axis=1)
         return Directions(
             self.names,
@@ -124,6 +130,7 @@ class Directions:
             self.n_negative[[*range(len(self.estimators)), row]],
             self.standard_error_degrees[[*range(len(self.estimators)), row]],
             self.left_out,
+            tuple(without),
         )
 
 

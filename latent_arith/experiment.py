@@ -96,6 +96,11 @@ def run(
 
     log("latent-arith: one pass over the training images for all directions")
     found = find_all_directions(config, data, encode)
+    if found.without_orthogonal:
+        log(
+            f"latent-arith: of {len(found.without_orthogonal)} of {len(found.names)} attributes nothing is orthogonal "
+            f"to all others in {model.latent_dim} dimensions; their balanced directions stand for the orthogonal ones"
+        )
     latents = encode(data.source[data.held_out])
     lengths = {name: step_lengths(config, latents, found, name) for name in (*ESTIMATORS, "orthogonal")}
     moves = {name: lengths[name][:, None] * found.of(name) for name in lengths}

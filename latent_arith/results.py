@@ -177,7 +177,7 @@ def step_lengths(
 def describe_directions(found: Directions) -> dict[str, Any]:
     """Return each direction in numbers, of the balanced one where no estimator is named."""
     raw, balanced = (found.estimators.index(name) for name in ("raw", "balanced"))
-    described: dict[str, Any] = {"left_out": list(found.left_out)}
+    described: dict[str, Any] = {name: list(getattr(found, name)) for name in ("left_out", "without_orthogonal")}
     for row, name in enumerate(found.names):
         described[name] = {
             "distance": float(found.distances[balanced, row]),

@@ -212,6 +212,22 @@ def test_orthogonal_directions() -> None:
         directions.orthogonalize(others[0] - 2 * others[3], others)
 
 
+def test_where_the_others_span_all_dimensions_the_balanced_direction_stands() -> None:
+    """As with 19 attributes in 8 dimensions."""
+    angles = np.asarray([0.1, 1.0, 2.5])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    counts = np.ones((1, 3))
+    found = directions.Directions(("a", "b", "c"), ("balanced",), vectors[None], 2 * counts, counts, counts, counts)
+    exclusive = np.zeros((3, 3), bool)
+    everything = found.with_orthogonal(exclusive)
+    assert everything.without_orthogonal == ("a", "b", "c")
+    np.testing.assert_array_equal(everything.of("orthogonal"), vectors)
+    exclusive[0, 1] = exclusive[1, 0] = True
+    some = found.with_orthogonal(exclusive)
+    assert some.without_orthogonal == ("c",)
+    np.testing.assert_allclose(some.of("orthogonal")[:2] @ vectors[2], 0, atol=1e-6)
+
+
 def test_one_pass_and_one_compilation_serve_all_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     images, attributes = population(1700)
     calls = 0
