@@ -1,4 +1,4 @@
-"""Everything there is to know about a GPU, in one call: times, kernels, programs, checks, whole commands.
+"""Everything there is to know about a GPU, in one call: times, kernels, programs, whole commands.
 
 python -m benchmarks.gpu --out DIR [--parts works peers commands] [--works NAME …] [--quick] [--seconds 280]
 
