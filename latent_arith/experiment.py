@@ -170,7 +170,8 @@ def redraw(edit: Path, weights_path: Path, md5: str, out: Path, any_weights: boo
         UserError: A file is missing or damaged, or the edits were made with other weights.
     """
     found = edits.read_edits(edit)
-    model = FaceVae(latent_dim=len(found[0].z_start))
+    size = weights.image_size(weights_path, md5)
+    model = FaceVae(len(found[0].z_start), (size, size, 3))
     variables = weights.load(weights_path, model, md5)
     for one in found if not any_weights else ():
         one.check_weights(weights.fingerprint(variables))

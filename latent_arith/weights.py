@@ -2,12 +2,12 @@
 
 `weights.npz` of a run holds every variable of a `FaceVae` under the name that a Keras model with the same layers
 gives it, `encoder/encoder_conv_0/kernel` or `decoder/decoder_norm_t2/moving_mean`; those of another model under their
-paths. Foreign models
-must have the attributes or layers `encoder` and `decoder` with convolutions `encoder_conv_0…3`
-and `decoder_conv_t0…3` and heads `mu` and `log_var`; the normalisations and the decoder's dense
-layer may have any name, and are taken in the order of the numbers in it.
+paths. Foreign models must have the attributes or layers `encoder` and `decoder` with convolutions `encoder_conv_0…3`
+and `decoder_conv_t0…3` and heads `mu` and `log_var`; the normalisations and the decoder's dense layer may have any
+name, and are taken in the order of the numbers in it.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ import numpy as np
 import optax
 from jax import Array
 
-from latent_arith.model import FaceVae
+from latent_arith.model import IMAGE_SHAPE, FaceVae
 from latentlab.errors import UserError
 from latentlab.model import LatentVariableModel, Variables, network_variables
 from latentlab.storage import keras_weights
 from latentlab.storage.checkpoints import Checkpoints, digest
-from latentlab.storage.run_directory import read_npz, write_npz
+from latentlab.storage.run_directory import read_json, read_npz, write_npz
 from latentlab.training.optimizer import adam
 from latentlab.training.state import TrainState, init_state
 
@@ -53,21 +53,35 @@ def load(path: Path, model: LatentVariableModel, md5: str = "") -> Variables:
     Raises:
         UserError: It is missing or damaged, or of another architecture: the paths and shapes that differ are named.
     """
-    for directory in (path, path / "latent_arith"):
-        if (directory / CHECKPOINTS).is_dir() and not (directory / WEIGHTS).exists():
-            return _newest_checkpoint(directory / CHECKPOINTS, model)
-        if (directory / WEIGHTS).exists():
-            path = directory / WEIGHTS
-    if path.suffix == ".npz" and not md5:
-        arrays = read_npz(path)
-    else:
-        arrays = _in_our_names(keras_weights.read(path, md5 or None))
+    path = _find(path)
+    if path.is_dir() and path.name == CHECKPOINTS.name:
+        return _newest_checkpoint(path, model)
+    arrays = _read(path, md5)
     template = jax.eval_shape(model.init, jax.random.key(0))
     names = dict(zip(keras_weights.paths(template), _names(model), strict=True))
     try:
         return keras_weights.assign(template, arrays, names)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        size, latent_dim = _dimensions(arrays)
+        fitting = size and (size, size, latent_dim) != (*model.image_shape[:2], model.latent_dim)
+        hint = f"; expected --size {size} --latent-dim {latent_dim} for these weights" if fitting else ""
+        raise UserError(f"{path}: {error}{hint}") from error
+
+
+def image_size(path: Path, md5: str = "") -> int:
+    """Return the side of the faces that weights were trained on: by their shapes, or, in training, as its run says.
+
+    Raises:
+        UserError: They are missing or damaged, or have no dense layer that tells it.
+    """
+    found = _find(path)
+    if found.is_dir() and found.name == CHECKPOINTS.name:
+        config = read_json(path / "config.json")["config"]
+        return int(config.get("latent_arith", config).get("size", IMAGE_SHAPE[0]))
+    size, _ = _dimensions(_read(found, md5))
+    if not size:
+        raise UserError(f"{found}: holds no weights of a face VAE: no decoder/decoder_dense")
+    return size
 
 
 def fingerprint(variables: Variables) -> str:
@@ -110,6 +124,28 @@ def _in_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _numbers(layer: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", layer)]
+
+
+def _find(path: Path) -> Path:
+    """Return the weights in a run's folder, of a training that is not over its checkpoints; other paths as they are."""
+    for directory in (path, path / "latent_arith"):
+        if (directory / WEIGHTS).exists():
+            return directory / WEIGHTS
+        if (directory / CHECKPOINTS).is_dir():
+            return directory / CHECKPOINTS
+    return path
+
+
+def _read(path: Path, md5: str) -> dict[str, np.ndarray]:
+    return read_npz(path) if path.suffix == ".npz" and not md5 else _in_our_names(keras_weights.read(path, md5 or None))
+
+
+def _dimensions(arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Return image side and latent dimension of a face VAE: its dense layer makes 64 features of 1/16 of each side."""
+    kernel = arrays.get("decoder/decoder_dense/kernel")
+    if kernel is None or kernel.ndim != 2:
+        return 0, 0
+    return 16 * math.isqrt(kernel.shape[1] // 64), kernel.shape[0]
 
 
 def _newest_checkpoint(directory: Path, model: LatentVariableModel) -> Variables:

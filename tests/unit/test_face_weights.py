@@ -13,11 +13,11 @@ import pytest
 from flax import linen as nn
 
 from latent_arith import weights
-from latent_arith.model import ROWS, FaceVae, make_decode, make_encode
+from latent_arith.model import CPU_ROWS, FaceVae, make_decode, make_encode
 from latentlab.errors import UserError
 from latentlab.model import Variables, network_variables
 from latentlab.storage.checkpoints import Checkpoints, digest
-from latentlab.storage.run_directory import read_npz, write_npz
+from latentlab.storage.run_directory import read_npz, write_json, write_npz
 from latentlab.training.optimizer import adam
 from latentlab.training.state import init_state
 from tests.oracles import keras_face_vae
@@ -80,13 +80,16 @@ def test_a_training_that_goes_on_lends_its_newest_checkpoint(tmp_path: Path) -> 
     checkpoints.save(2, state)
     checkpoints.close()
     assert digest(weights.load(tmp_path, MODEL)) == digest(state.variables)
+    for config in ({"size": 96}, {"vae": {}, "latent_arith": {"size": 96}}):
+        write_json(tmp_path / "config.json", {"config": config})
+        assert weights.image_size(tmp_path) == 96
 
 
 def test_encoder_and_decoder_take_any_number_of_rows(variables: Variables) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (ROWS + 3, 128, 128, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (CPU_ROWS + 3, 128, 128, 3), dtype=np.uint8)
     means = make_encode(MODEL, variables)(images)
-    assert means.shape == (ROWS + 3, 200)
-    np.testing.assert_array_equal(make_encode(MODEL, variables)(images[ROWS:]), means[ROWS:])
+    assert means.shape == (CPU_ROWS + 3, 200)
+    np.testing.assert_array_equal(make_encode(MODEL, variables)(images[CPU_ROWS:]), means[CPU_ROWS:])
     expected, _ = jax.jit(MODEL.encode)(variables, jnp.asarray(images[-2:], jnp.float32) / 255)
     np.testing.assert_allclose(means[-2:], expected, atol=1e-5)
     pixels = make_decode(MODEL, variables)(means[:2])
@@ -115,6 +118,20 @@ def test_a_wrong_file_is_told_in_one_line(mistake: str, variables: Variables, tm
     with pytest.raises(UserError) as caught:
         weights.load(path, MODEL)
     assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_weights_of_another_size_say_which(tmp_path: Path) -> None:
+    other = FaceVae(20, (64, 64, 3))
+    variables = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, np.float32), jax.eval_shape(other.init, jax.random.key(0))
+    )
+    weights.save(tmp_path / weights.WEIGHTS, other, variables)
+    assert weights.image_size(tmp_path) == 64 and weights.image_size(ARCHIVE) == 128
+    with pytest.raises(UserError, match=r"has shape .*; expected --size 64 --latent-dim 20 for these weights$"):
+        weights.load(tmp_path, MODEL)
+    write_npz(tmp_path / "none.npz", {"encoder/mu/bias": np.zeros(200)})
+    with pytest.raises(UserError, match=r"none.npz: holds no weights of a face VAE"):
+        weights.image_size(tmp_path / "none.npz")
 
 
 def test_a_wrong_md5_is_told() -> None:
