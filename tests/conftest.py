@@ -13,6 +13,7 @@ from filelock import FileLock
 ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two workers share a GPU
 # What a test compiles is kept for the other worker, for subprocesses and for the next session (a third shorter).
 # `pytest --cache-clear` forgets it. With a largest size JAX locks the directory while it reads or writes an entry.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "d" / "compiled")
@@ -28,6 +29,7 @@ import tests.typechecker  # noqa: E402, F401
 CHECKED = jaxtyping.install_import_hook(("latentlab", "vae", "latent_arith", "adversarial"), "tests.typechecker.check")
 
 FEW_FACES = {
+    "size": 64,
     "synthetic-images": 60,
     "held-out-images": 12,
     "epochs": 4,
@@ -46,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark campaigns and whole runs as slow, all of tests/integration and tests/faults; warnings in tests are errors.
+    """Mark tests by their folder: integration and faults are slow, gpu is for a device; warnings in tests are errors.
 
     In tests, and not in the configuration of pytest, where a warning of a foreign plugin would end the suite. No error
     are the reads of a damaged checkpoint that orbax abandons: Python tells of them when it next collects garbage, in
@@ -63,6 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.filterwarnings("error", *abandoned), append=False)
         if {"integration", "faults"} & set(item.path.parts):
             item.add_marker("slow")
+        if "gpu" in item.path.parts:
+            item.add_marker("gpu")
 
 
 @pytest.hookimpl(trylast=True)
@@ -130,7 +134,7 @@ def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 
     arguments = [name.replace("--", "--vae.") for name in small]
     arguments += [name.replace("--", "--latent-arith.") for name in SMALL_FACES]
-    arguments += ["--adversarial.epsilons", "0", "0.01"]
+    arguments += ["--adversarial.epsilons", "0", "0.01", "--adversarial.size", "96"]
 
     def make(path: Path) -> None:
         assert cli.main(["all", *arguments, "--out", str(path)]) == 0

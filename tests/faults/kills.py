@@ -32,7 +32,7 @@ from tests.digits import write_packaged
 ROOT = Path(__file__).parents[2]
 FACES = (
     "latent-arith --synthetic-images 400 --held-out-images 12 --epochs 8 --steps-per-epoch 10 --batch-size 4 "
-    "--epochs-per-checkpoint 2 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --label Smiling"
+    "--epochs-per-checkpoint 2 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --label Smiling --size 64"
 )
 SWEEP = (
     "adversarial --images packaged --report robust-accuracy --labels predictions --epsilons 0 0.001 0.002 "

@@ -29,7 +29,7 @@ DIGITS = (
 FACES = (
     f"--synthetic-images 60 --held-out-images 11 --epochs {EPOCHS} --steps-per-epoch 2 --batch-size 12 "
     "--epochs-per-checkpoint 1 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --adam-epsilon 0.01 "
-    "--dropout 0.25 --resident never"
+    "--dropout 0.25 --resident never --size 32 --latent-dim 20"
 )
 PHOTO = "--epsilons 0 0.01 --size 96"
 MANY = (

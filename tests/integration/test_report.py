@@ -205,7 +205,7 @@ def test_sliders_move_a_face_and_the_marker(browser: Browser, written: Path) -> 
         expect(faces.nth(1)).to_have_attribute("aria-label", label)
         shown.wait_for_function(
             "(wanted) => { const [r, g, b] = document.querySelectorAll('#faces canvas.face')[1].getContext('2d')"
-            ".getImageData(64, 64, 1, 1).data; return [r, g, b].every((value, i) => Math.abs(value - wanted[i]) < 5) }",
+            ".getImageData(32, 32, 1, 1).data; return [r, g, b].every((value, i) => Math.abs(value - wanted[i]) < 5) }",
             arg=[12 * level for level in colour],
             timeout=5000,
         )

@@ -12,46 +12,42 @@ from jax import Array
 
 from latent_arith.model import FaceVae
 from latentlab.config import Precision
+from latentlab.model import LatentVariableModel
 from vae.model import Vae
 
 pytestmark = pytest.mark.lenient
 Loss = Callable[[Any], tuple[Array, Any]]
 
 
-def digits(precision: Precision) -> tuple[Loss, Any]:
-    """Mean loss of the digits' VAE as a function of its parameters, and parameters."""
-    model = Vae(precision=precision)
-    images = jax.random.uniform(jax.random.key(1), (8, 28, 28, 1))
+def mean_loss(model: LatentVariableModel) -> tuple[Loss, Any]:
+    """Mean loss of a model in training as a function of its variables, and variables."""
+    images = jax.random.uniform(jax.random.key(1), (8, *model.image_shape))
 
-    def loss(params: Any) -> tuple[Array, Any]:
-        per_example, _, statistics = model.loss(params, images, jax.random.key(2), jnp.asarray(0), train=True)
+    def loss(variables: Any) -> tuple[Array, Any]:
+        per_example, _, statistics = model.loss(variables, images, jax.random.key(2), jnp.asarray(0), train=True)
         return jnp.mean(per_example), statistics
 
     return loss, jax.jit(model.init)(jax.random.key(0))
+
+
+def digits(precision: Precision) -> tuple[Loss, Any]:
+    return mean_loss(Vae(precision=precision))
 
 
 def faces(precision: Precision) -> tuple[Loss, Any]:
-    """The same of the faces'."""
-    model = FaceVae(dropout=0.25, precision=precision)
-    images = jax.random.uniform(jax.random.key(1), (2, 128, 128, 3))
-
-    def loss(params: Any) -> tuple[Array, Any]:
-        per_example, _, statistics = model.loss(params, images, jax.random.key(2), jnp.asarray(0), train=True)
-        return jnp.mean(per_example), statistics
-
-    return loss, jax.jit(model.init)(jax.random.key(0))
+    return mean_loss(FaceVae(20, (32, 32, 3), dropout=0.25, precision=precision))
 
 
 @pytest.mark.parametrize("of", [digits, faces])
 def test_bf16_rounds_the_networks_and_nothing_else(of: Callable[[Precision], tuple[Loss, Any]]) -> None:
-    found = {}
-    precisions: tuple[Precision, ...] = ("default", "float32", "bf16")
-    for precision in precisions:
-        loss, params = of(precision)
-        found[precision] = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        assert {leaf.dtype for leaf in jax.tree.leaves(found[precision])} == {jnp.dtype("float32")}
-    (exact, rounded), (gradients, rough) = ([found[name][part] for name in ("default", "bf16")] for part in (0, 1))
-    assert found["float32"][0][0] == exact[0]
+    _, params = of("default")
+
+    def measure(precision: Precision) -> Any:
+        found = jax.jit(jax.value_and_grad(of(precision)[0], has_aux=True))(params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+        return found
+
+    (exact, gradients), (rounded, rough) = measure("default"), measure("bf16")
     assert rounded[0] != exact[0] and float(rounded[0]) == pytest.approx(float(exact[0]), rel=0.01)
     cosines = [
         float(jnp.vdot(one, other) / (jnp.linalg.norm(one) * jnp.linalg.norm(other)))
