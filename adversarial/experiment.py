@@ -7,7 +7,7 @@ and as the 8-bit PNG that a person could send. Of many photos, the share that is
 
 import difflib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -212,9 +212,8 @@ def attack_photos(
     log(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))
     epsilons, per_device = _epsilons(config, 0.0), parallel.rows_per_device(at_once)
     with tqdm(total=len(paths), initial=len(rows), desc="attacking", unit="photo", disable=None) as bar:
-        for start in range(len(rows), len(paths), at_once):
+        for start, read, notes in _read_batches(paths, len(rows), size, at_once):
             batch = paths[start : start + at_once]
-            read, notes = _read_batch(batch, size, at_once)
             true = (
                 np.asarray(labels[start : start + at_once])
                 if labels is not None
@@ -342,11 +341,20 @@ def _finished_rows(metrics: MetricsLog, names: Sequence[str], at_once: int) -> l
     return rows if len(rows) == len(names) else rows[: len(rows) // at_once * at_once]
 
 
-def _read_batch(batch: Sequence[Path], size: int, at_once: int) -> tuple[LocalRows, dict[int, Sequence[str]]]:
-    """Read this process's photos of a batch, and gather what was done to all of them."""
+def _read_batches(
+    paths: Sequence[Path], done: int, size: int, at_once: int
+) -> Iterator[tuple[int, LocalRows, dict[int, Sequence[str]]]]:
+    """Yield the start of every batch of photos, this process's share of it, and what was done to all of it.
+
+    While one batch is attacked the next is read.
+    """
     rows = parallel.rows_per_device(at_once) * parallel.device_count()
-    mine = parallel.local_rows(rows)
-    read = {int(place): photos.read(batch[place], size) for place in mine[mine < len(batch)]}
-    pixels = np.asarray([photo.pixels for photo in read.values()], np.uint8).reshape(-1, size, size, 3)
-    notes = parallel.all_gather([(place, photo.notes) for place, photo in read.items()])
-    return LocalRows(pixels, len(batch)), dict(itertools.chain.from_iterable(notes))
+    batches = [(start, min(at_once, len(paths) - start)) for start in range(done, len(paths), at_once)]
+    mine = [[place for place in parallel.local_rows(rows).tolist() if place < count] for _, count in batches]
+    own = [paths[start + place] for (start, _), places in zip(batches, mine, strict=True) for place in places]
+    read = photos.read_ahead(own, size, at_once)
+    for (start, count), places in zip(batches, mine, strict=True):
+        held = [next(read) for _ in places]
+        pixels = np.asarray([photo.pixels for photo in held], np.uint8).reshape(-1, size, size, 3)
+        notes = parallel.all_gather([(place, photo.notes) for place, photo in zip(places, held, strict=True)])
+        yield start, LocalRows(pixels, count), dict(itertools.chain.from_iterable(notes))

@@ -4,8 +4,8 @@ A photo is resized as TensorFlow's `tf.image.resize` does by default: bilinearly
 half-pixel centres and no antialiasing, and with no regard to its proportions.
 """
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SHORTEST_SIDE = 32  # pixels
 TURNED = range(2, 9)  # EXIF orientations other than upright
 SIXTEEN_BITS = 2**16 - 1
+THREADS = 8
 KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "palette", "PA": "palette"}
 """Pillow's modes, by what a person calls them; others are called as Pillow does."""
 
@@ -101,8 +102,7 @@ def read(path: Path, size: int) -> Photo:
         file = path.open("rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    with file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's: of damage that it can mend, and of sizes that are refused below
+    with file:
         if not path.stat().st_size:
             raise UserError(f"{path}: is empty, expected a photo")
         try:
@@ -121,6 +121,19 @@ def read(path: Path, size: int) -> Photo:
             raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
     levels = np.rint(GREY_LEVELS * resize(np.asarray(rgb), size))
     return Photo(levels.astype(np.uint8), tuple(notes))
+
+
+def read_ahead(paths: Sequence[Path], size: int, ahead: int) -> Iterator[Photo]:
+    """Yield what `read` makes of photos, in their order; threads read up to `ahead` of them before they are asked for.
+
+    Raises:
+        UserError: As `read`, when it is the photo's turn.
+    """
+    import grain  # slow to import
+
+    options = grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead)
+    found: Iterator[Photo] = iter(grain.MapDataset.source(paths).map(partial(read, size=size)).to_iter_dataset(options))
+    return found
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Photo:

@@ -15,6 +15,8 @@ Each has its reason, measured with jax 0.10.2 and orbax 0.12.8 on two cores:
   `JaxRuntimeError`, like a lack of memory, and only its text differs.
 - `hide_abandoned_io`: where one array cannot be read or written, orbax abandons the others. For one truncated file of a
   checkpoint of 14 arrays, or for a full disk, Python printed 2 to 40 tracebacks before the one line of the error.
+- `hide_warnings_of_pillow`: it warns of damage that it can mend, such as EXIF that is cut short, with a line of its own
+  source beneath, and of sizes that are refused anyway. `warnings.catch_warnings` around it is for one thread alone.
 """
 
 import contextlib
@@ -47,6 +49,7 @@ def own_process() -> Iterator[None]:
     ask_for_huge_pages()
     let_simulated_devices_take_turns()
     hide_abandoned_io()
+    hide_warnings_of_pillow()
     with exit_before_peers():
         yield
 
@@ -90,6 +93,11 @@ def hide_abandoned_io() -> None:
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     warnings.filterwarnings("ignore", UNSTARTED_COROUTINE, RuntimeWarning)
     sys.unraisablehook = print_others
+
+
+def hide_warnings_of_pillow() -> None:
+    """Print nothing of what Pillow warns of; what it cannot read is an error, with a message of ours."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextlib.contextmanager

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
+from adversarial import photos
 from latentlab import cli, command_process
 from latentlab.storage import checkpoints
 
@@ -118,6 +121,20 @@ def test_a_failure_that_orbax_never_looked_at_is_not_logged_and_all_else_is(
         log.error("of ours")
         messages = [message.splitlines()[0] for message in caplog.messages]
         assert messages == [*([] if hidden else ["Task exception was never retrieved"]), "of ours"]
+
+
+def test_damage_that_pillow_mends_is_not_warned_of_and_all_else_is(tmp_path: Path) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01"  # five entries, of which two bytes are there
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.jpg", exif=exif)
+    for hidden in (False, True):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            if hidden:
+                command_process.hide_warnings_of_pillow()
+            assert photos.read(tmp_path / "a.jpg", 32).notes == ()
+            warnings.warn("of ours", stacklevel=1)
+        texts = [str(warning.message).partition(".")[0] for warning in warned]
+        assert texts == [*([] if hidden else ["Corrupt EXIF data"]), "of ours"]
 
 
 def test_a_command_that_is_called_leaves_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import functools
 import io
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from adversarial import photos
+from latentlab import command_process
 from latentlab.errors import UserError
 
 SIZE = 32  # of photos that need no resizing, and the least that is read
@@ -182,6 +184,7 @@ def test_of_several_frames_the_first_is_read(tmp_path: Path, suffix: str) -> Non
     assert np.abs(read.pixels.astype(int) - (255, 0, 0)).max() <= 3
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # the command line hides it
 @pytest.mark.parametrize(
     ("size", "message"),
     [
@@ -232,6 +235,7 @@ SOUND = {
 
 
 def reads_or_says_why(content: bytes) -> photos.Photo | None:
+    command_process.hide_warnings_of_pillow()  # else they would be errors here
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.jpg"
         path.write_bytes(content)
@@ -267,6 +271,24 @@ def test_flipped_bits(kind: str, data: st.DataObject) -> None:
     for bit in data.draw(st.lists(st.integers(0, 8 * 700) | anywhere, min_size=1, max_size=6)):
         damaged[bit // 8] ^= 1 << bit % 8
     reads_or_says_why(bytes(damaged))
+
+
+def test_photos_are_read_ahead_by_threads_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [saved(tmp_path / f"{index}.png", Image.fromarray(noise(40, 50, 3))) for index in range(30)]
+    paths[9].write_text("no photo")
+    read, threads = photos.read, []
+
+    def record(path: Path, size: int) -> photos.Photo:
+        threads.append(threading.current_thread())
+        return read(path, size)
+
+    monkeypatch.setattr(photos, "read", record)
+    coming = photos.read_ahead(paths, SIZE, ahead=4)
+    for path in paths[:9]:
+        np.testing.assert_array_equal(next(coming).pixels, read(path, SIZE).pixels)
+    with pytest.raises(UserError, match=rf"^{paths[9]}: is no photo, expected one of JPEG"):
+        next(coming)
+    assert threading.main_thread() not in threads and len(threads) <= 9 + 1 + 4
 
 
 def test_photos_are_found_at_any_depth_but_hidden_ones(tmp_path: Path) -> None:
