@@ -19,7 +19,7 @@ def sweep_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
     model = foolbox.JAXModel(jax.jit(fgsm_ours.logits_of(fgsm_ours.variables_on_device())), bounds=(0, 1))
     untargeted = foolbox.attacks.LinfFastGradientAttack()
     towards = foolbox.attacks.LinfBasicIterativeAttack(rel_stepsize=1.0, steps=1, random_start=False)
-    pixels, (truth, *targets) = jnp.asarray(images), jnp.asarray(fgsm_ours.objectives(len(images)))
+    pixels, (truth, *targets) = images / np.float32(255), jnp.asarray(fgsm_ours.objectives(len(images)))
     epsilons = fgsm_ours.EPSILONS.tolist()
     criteria = [
         (untargeted, foolbox.criteria.Misclassification(truth)),
@@ -27,11 +27,10 @@ def sweep_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
     ]
 
     def work() -> list[list[np.ndarray]]:
-        return [
-            jax.device_get(attack(model, pixels, criterion, epsilons=epsilons)[1]) for attack, criterion in criteria
-        ]
+        given = jnp.asarray(pixels)
+        return [jax.device_get(attack(model, given, criterion, epsilons=epsilons)[1]) for attack, criterion in criteria]
 
-    return time_repeats(work, repeats, lambda swept: fgsm_ours.change(images, np.stack([*map(np.stack, swept)])))
+    return time_repeats(work, repeats, lambda swept: fgsm_ours.change(pixels, np.stack([*map(np.stack, swept)])))
 
 
 def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
@@ -39,10 +38,10 @@ def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[flo
     logits = jax.jit(fgsm_ours.logits_of(fgsm_ours.variables_on_device()))
     model = foolbox.JAXModel(logits, bounds=(0, 1))
     attack = foolbox.attacks.LinfPGD(rel_stepsize=fgsm_ours.PGD_STEP, steps=fgsm_ours.PGD_STEPS)
-    pixels = jnp.asarray(images)
+    pixels = images / np.float32(255)
     criterion = foolbox.criteria.Misclassification(jnp.asarray(fgsm_work.labels(len(images))))
 
     def work() -> np.ndarray:
-        return jax.device_get(attack(model, pixels, criterion, epsilons=fgsm_work.EPSILON)[1])
+        return jax.device_get(attack(model, jnp.asarray(pixels), criterion, epsilons=fgsm_work.EPSILON)[1])
 
-    return time_repeats(work, repeats, partial(fgsm_ours.change, images))
+    return time_repeats(work, repeats, partial(fgsm_ours.change, pixels))

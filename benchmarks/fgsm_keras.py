@@ -16,17 +16,18 @@ def tensorflow_gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[
     model = _network()
 
     @tf.function
-    def fgsm(pixels: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def fgsm(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = tf.cast(images, tf.float32) / 255
         with tf.GradientTape() as tape:
             tape.watch(pixels)
             logits = model(2 * pixels - 1, training=False)
             loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         gradient = tape.gradient(loss, pixels)
         moved = tf.clip_by_value(pixels + fgsm_work.EPSILON * tf.sign(gradient), 0, 1)
-        return moved, tf.reduce_sum(tf.abs(gradient))
+        return tf.cast(tf.round(255 * moved), tf.uint8), tf.reduce_sum(tf.abs(gradient))
 
-    def attack(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-        moved, norm = fgsm(tf.constant(pixels), tf.constant(labels))
+    def attack(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+        moved, norm = fgsm(tf.constant(images), tf.constant(labels))
         return moved.numpy(), float(norm)
 
     return fgsm_work.time_attacks(attack, images, repeats)
@@ -41,13 +42,16 @@ def jax_gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float],
     weights = [[weight.value for weight in some] for some in (model.trainable_variables, model.non_trainable_variables)]
 
     @jax.jit
-    def fgsm(weights: Any, pixels: Any, labels: Any) -> Any:
+    def fgsm(weights: Any, images: Any, labels: Any) -> Any:
+        pixels = images.astype(jnp.float32) / 255
+
         def loss_of(pixels: Any) -> Any:
             logits, _ = model.stateless_call(*weights, 2 * pixels - 1, training=False)
             return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
 
         gradient = jax.grad(loss_of)(pixels)
-        return jnp.clip(pixels + fgsm_work.EPSILON * jnp.sign(gradient), 0, 1), jnp.sum(jnp.abs(gradient))
+        moved = jnp.clip(pixels + fgsm_work.EPSILON * jnp.sign(gradient), 0, 1)
+        return jnp.round(255 * moved).astype(jnp.uint8), jnp.sum(jnp.abs(gradient))
 
     return fgsm_work.time_attacks(lambda *given: jax.device_get(fgsm(weights, *given)), images, repeats)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 
 from adversarial import attacks, mobilenet_v2
+from adversarial.classifier import in_unit_range
 from benchmarks import fgsm_work
 from benchmarks.side_by_side import time_repeats
 
@@ -22,17 +23,18 @@ def gradient_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], lis
     variables = variables_on_device()
 
     @jax.jit
-    def fgsm(variables: Any, pixels: Array, labels: Array) -> tuple[Array, Array]:
+    def fgsm(variables: Any, images: Array, labels: Array) -> tuple[Array, Array]:
+        pixels = in_unit_range(images)
         gradient = attacks.input_gradient(logits_of(variables), pixels, labels, jnp.asarray(False))
         moved = jnp.clip(pixels + fgsm_work.EPSILON * jnp.sign(gradient), 0, 1)
-        return moved, jnp.sum(jnp.abs(gradient))
+        return jnp.round(255 * moved).astype(jnp.uint8), jnp.sum(jnp.abs(gradient))
 
     return fgsm_work.time_attacks(lambda *given: jax.device_get(fgsm(variables, *given)), images, repeats)
 
 
 def sweep_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Every ε, untargeted and towards three classes, in one call."""
-    variables, rows = variables_on_device(), objectives(len(images))
+    variables, rows, pixels = variables_on_device(), objectives(len(images)), images / np.float32(255)
 
     @jax.jit
     def sweep(variables: Any, pixels: Array, rows: Array) -> attacks.AttackResult:
@@ -40,14 +42,14 @@ def sweep_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
         return attacks.sweep(attacks.fgsm, jax.random.key(0), logits_of(variables), pixels, rows, targeted, epsilons)
 
     def work() -> np.ndarray:
-        return jax.device_get(sweep(variables, images, rows)).images
+        return jax.device_get(sweep(variables, pixels, rows)).images
 
-    return time_repeats(work, repeats, partial(change, images))
+    return time_repeats(work, repeats, partial(change, pixels))
 
 
 def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
     """Ten steps of a quarter of ε from a random start, in one call; the check is the mean change of a pixel."""
-    variables, labels = variables_on_device(), fgsm_work.labels(len(images))
+    variables, labels, pixels = variables_on_device(), fgsm_work.labels(len(images)), images / np.float32(255)
 
     @jax.jit
     def pgd(key: Array, variables: Any, pixels: Array, labels: Array) -> Array:
@@ -60,9 +62,9 @@ def pgd_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[flo
     keys = iter(jax.random.split(jax.random.key(0), repeats))
 
     def work() -> np.ndarray:
-        return jax.device_get(pgd(next(keys), variables, images, labels))
+        return jax.device_get(pgd(next(keys), variables, pixels, labels))
 
-    return time_repeats(work, repeats, partial(change, images))
+    return time_repeats(work, repeats, partial(change, pixels))
 
 
 def change(images: np.ndarray, moved: np.ndarray) -> float:

@@ -96,12 +96,14 @@ def _gradients(
     def loss_of(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(model(2 * inputs - 1), labels, reduction="sum")
 
-    def attack(pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-        inputs = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).requires_grad_()  # stays channels last
+    def attack(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+        pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)  # stays channels last
+        inputs = (pixels.float() / 255).requires_grad_()
         loss = loss_of(inputs, torch.from_numpy(labels).to(device).long())
         (gradient,) = torch.autograd.grad(loss, inputs)
         moved = (inputs.detach() + fgsm_work.EPSILON * gradient.sign()).clamp_(0, 1)
-        return moved.permute(0, 2, 3, 1).cpu().numpy(), gradient.abs().sum().item()
+        adversarial = (255 * moved).round_().byte().permute(0, 2, 3, 1)
+        return adversarial.cpu().numpy(), gradient.abs().sum().item()
 
     return fgsm_work.time_attacks(attack, np.ascontiguousarray(images[:, ::-1, ::-1]), repeats)
 

@@ -1,8 +1,9 @@
 """What contestants of the attacks share: the network's weights, images, labels, and the clock around an attack.
 
-The functions that contestants name take images in [0, 1], float32 (n, 224, 224, 3), and a number of repeats, of which
-the first holds compilation. They return seconds of each repeat and, as its check, ‖∇L‖₁, the sum of the gradient's
-absolute values, which agree only where the whole network and its derivative do.
+The functions that contestants name take images 0…255, uint8 (n, 224, 224, 3), and a number of repeats, of which the
+first holds compilation. They return seconds of each repeat and, as its check, ‖∇L‖₁, the sum of the absolute values of
+the gradient in [0, 1], which agree only where the whole network and its derivative do. Adversarial images come back as
+uint8 too: ε is two grey levels, so nothing is lost, and a quarter of the bytes goes to the device and back.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ Attack = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, float]]
 
 def images(count: int) -> np.ndarray:
     """Patches of colour, the same for all."""
-    colours = np.random.default_rng(0).random((count, 14, 14, 3), np.float32)
+    colours = np.random.default_rng(0).integers(0, 256, (count, 14, 14, 3), np.uint8)
     return colours.repeat(16, axis=1).repeat(16, axis=2)
 
 
@@ -45,6 +46,6 @@ def variables() -> dict[str, np.ndarray]:
 
 
 def time_attacks(attack: Attack, images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """Time attacks from images and labels to the attacked images and ‖∇L‖₁, all on the host."""
+    """Time attacks from images and labels to the adversarial images and ‖∇L‖₁, all on the host."""
     truth = labels(len(images))
     return time_repeats(lambda: float(attack(images, truth)[1]), repeats)
