@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Int8, Key, UInt8
 
-from latent_arith.model import ROWS
+from latent_arith.model import rows_per_device
 from latentlab import parallel
 from latentlab.arrays import AnyArray
 from latentlab.kernels.convolution import conv_general_dilated
@@ -90,8 +90,10 @@ class AttributeClassifier:
 
         What a picture does not show, such as the colour of glasses that are not worn, is predicted by its mean.
         """
-        settings: dict[str, Any] = {"batch_size": ROWS, "shared": self.variables, "static": (self.network,)}
-        probabilities, factors = batched_apply(_predict_rows, images, **settings)
+        network = (self.network,)
+        probabilities, factors = batched_apply(
+            _predict_rows, images, batch_size=rows_per_device(), shared=self.variables, static=network
+        )
         return probabilities, factors * self.factor_deviation + self.factor_mean
 
 

@@ -19,6 +19,7 @@ decoding.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -50,8 +51,8 @@ from vae.model import GLOROT, SLOPE, ConvTranspose
 
 IMAGE_SHAPE = (128, 128, 3)
 LATENT_DIM = 200
-ROWS = 50
-"""Images that a device encodes or decodes in one call."""
+ROWS, CPU_ROWS = 250, 50
+"""Images that a device encodes or decodes in one call; on an H100 a call of 250 takes as long as 1.5 of 50."""
 MICROBATCH = 10
 """Images of them at a time, on CPU."""
 
@@ -231,12 +232,12 @@ def equivalent_beta(reconstruction_weight: float, image_shape: tuple[int, int, i
 
 def make_encode(model: LatentVariableModel, variables: Variables) -> Encode:
     """Return a function from pixels 0…255 to posterior means, compiled for one size of batch and used for any."""
-    return lambda images: batched_apply(encode_rows, images, batch_size=ROWS, shared=variables, static=(model,))
+    return partial(_apply_to_rows, encode_rows, model, variables)
 
 
 def make_decode(model: LatentVariableModel, variables: Variables) -> Decode:
     """Return a function from latents to pixels 0…255, compiled for one size of batch and used for any."""
-    return lambda latents: batched_apply(decode_rows, latents, batch_size=ROWS, shared=variables, static=(model,))
+    return partial(_apply_to_rows, decode_rows, model, variables)
 
 
 def evaluate_test_set(
@@ -244,13 +245,18 @@ def evaluate_test_set(
 ) -> dict[str, float]:
     """Return means of the loss and its parts over held-out images, with one posterior sample of each."""
     keys = np.asarray(jax.random.key_data(jax.random.split(key, len(images))))
-    each = batched_apply(_measure_rows, images, keys, batch_size=ROWS, shared=variables, static=(model,))
+    each = _apply_to_rows(_measure_rows, model, variables, images, keys)
     return {name: float(np.mean(values, dtype=np.float32)) for name, values in each.items()}
 
 
 def rows_per_call() -> int:
     """Return how many images are encoded or decoded in one call, on all devices together."""
-    return ROWS * parallel.device_count()
+    return rows_per_device() * parallel.device_count()
+
+
+def rows_per_device() -> int:
+    """Return how many images a device encodes or decodes in one call."""
+    return CPU_ROWS if jax.default_backend() == "cpu" else ROWS
 
 
 def encode_rows(model: LatentVariableModel, variables: Variables, images: UInt8[Array, "n h w c"]) -> Latents:
@@ -265,6 +271,12 @@ def decode_rows(model: LatentVariableModel, variables: Variables, latents: Laten
         return jnp.round(jax.nn.sigmoid(model.decode(variables, few)) * 255).astype(jnp.uint8)
 
     return microbatch(decode, latents, size=MICROBATCH)
+
+
+def _apply_to_rows(
+    function: Callable[..., Any], model: LatentVariableModel, variables: Variables, *rows: np.ndarray | LocalRows
+) -> Any:
+    return batched_apply(function, *rows, batch_size=rows_per_device(), shared=variables, static=(model,))
 
 
 def _measure_rows(
