@@ -160,14 +160,13 @@ def measured(
     traced = timed("trace", lambda: jax.jit(function).trace(*arguments))
     lowered = timed("lower", traced.lower)
     compiled = timed("compile", lowered.compile)
-    seconds = _warm(lambda: compiled(*arguments), 0 if quick else SECONDS)
-    plan = compiled.memory_analysis()
+    seconds = warm_seconds(lambda: compiled(*arguments), 0 if quick else SECONDS)
+    plan: Any = compiled.memory_analysis()
     flops = count_operations(function, *arguments)
     moved = plan.argument_size_in_bytes + plan.output_size_in_bytes
     median = statistics.median(seconds)
     limits = {"products": flops / rates["flops_per_second"], "copies": moved / rates["bytes_per_second"]}
     bound = max(limits, key=lambda name: limits[name])
-    peak = moved + plan.temp_size_in_bytes - plan.alias_size_in_bytes
     return {
         "title": work.title,
         **stages,
@@ -178,9 +177,16 @@ def measured(
         "bytes_in_and_out": moved,
         "share_of_limit": limits[bound] / median,
         "limit": bound,
-        "peak_bytes": peak,
+        "peak_bytes": peak_bytes(compiled),
         **inspect(compiled, arguments),
     }
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the memory that a call takes at most, its arguments and results included."""
+    plan: Any = compiled.memory_analysis()
+    whole = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    return int(whole - plan.alias_size_in_bytes)
 
 
 def count_operations(function: Callable[..., Any], *arguments: Any) -> int:
@@ -216,15 +222,15 @@ def measured_rates(quick: bool = False) -> dict[str, float]:
     side, size = (256, 2**20) if quick else (2048, 2**26) if jax.default_backend() == "cpu" else (8192, 2**28)
     matrix, array = jnp.ones((side, side)), jnp.ones(size)
     multiply, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
-    products = _warm(lambda: multiply(matrix, matrix), 0 if quick else 1)
-    copies = _warm(lambda: copy(array), 0 if quick else 1)
+    products = warm_seconds(lambda: multiply(matrix, matrix), 0 if quick else 1)
+    copies = warm_seconds(lambda: copy(array), 0 if quick else 1)
     return {
         "flops_per_second": 2 * side**3 / statistics.median(products),
         "bytes_per_second": 2 * array.nbytes / statistics.median(copies),
     }
 
 
-def _warm(call: Callable[[], Any], budget: float) -> list[float]:
+def warm_seconds(call: Callable[[], Any], budget: float) -> list[float]:
     """Seconds of repeats after a first one; at least `FEWEST_REPEATS` of them."""
     jax.block_until_ready(call())
     seconds: list[float] = []

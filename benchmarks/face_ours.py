@@ -17,7 +17,11 @@ from latentlab.training.loop import Schedule, streaming_train_steps
 
 
 def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """Train as `latent_arith.experiment` does, on batches that come from the host."""
+    """Train as `latent_arith.experiment` does, on batches that come from the host.
+
+    A repeat hands out its steps and waits for those of the repeat before, as `fit` does: while the device computes, the
+    next batches are on their way to it. The first repeat hands out two.
+    """
     model, steps = experiment.make_model(ORIGINAL), face_work.steps(images)
     train_steps = streaming_train_steps(
         face_work.batches(images),
@@ -25,12 +29,15 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
         loss=partial(model.loss, train=True),
         optimizer=experiment.make_optimizer(ORIGINAL),
     )
-    state = experiment.initial_state(ORIGINAL, model)
+    state, running = experiment.initial_state(ORIGINAL, model), None
 
     def work() -> float:
-        nonlocal state
-        state, metrics = jax.block_until_ready(train_steps(state, steps))
-        return float(np.mean(metrics["loss"]))
+        nonlocal state, running
+        if running is None:
+            state, running = train_steps(state, steps)
+        before = running
+        state, running = train_steps(state, steps)
+        return float(np.mean(jax.device_get(before)["loss"]))
 
     seconds, losses = time_repeats(work, repeats)
     return [second / steps for second in seconds], losses

@@ -1,6 +1,6 @@
 """What training and attacks should reach on many devices, calculated from what one device takes.
 
-python -m benchmarks.scaling [--step-ms 3] [--attack-ms 2] [--repeats 20]
+python -m benchmarks.scaling [--step-ms 3] [--attack-ms 2] [--cores 8] [--repeats 20]
 
 Measured here: a training step of the face VAE on one device, its images read from a memory map, and a photo read. From
 results/bench.json: a photo attacked. Counted in the program that XLA makes of the step for eight devices: collective
@@ -10,10 +10,10 @@ operations, and the bytes that each of them moves. Calculated from these, for li
     images a second(n) = n · batch / step(n),    efficiency(n) = step(1) / step(n)
 
 which is a ring for the bytes and a tree for the latency (Thakur et al. 2005), over one kind of link, with nothing
-hidden behind the computation. Attacked photos need no collectives: a process reads its share of a portion, then its
-devices attack it, so
+hidden behind the computation. Attacked photos need no collectives: the threads of a process read its share of a portion
+while its devices attack the one before, so
 
-    seconds(n) = ⌈photos / (n · batch)⌉ · batch · (attack + devices of a process · reading)
+    seconds(n) = batch · (reads + ⌈photos / (n · batch)⌉ · max(attack, reads)),  reads = devices of a process · reading
 """
 
 import json
@@ -73,6 +73,8 @@ class Options:
     """Milliseconds of a training step of 32 faces on an accelerator. Assumed, not measured."""
     attack_ms: float = 2.0
     """Milliseconds in which an accelerator attacks a photo with ten steps of PGD. Assumed, not measured."""
+    cores: int = photos.THREADS
+    """Cores of an accelerator's process that read photos, one a thread. Assumed as fast as one of these here."""
     repeats: int = 20
     """How often each thing is measured here."""
     count: bool = False
@@ -147,15 +149,17 @@ def reading(repeats: int) -> float:
         return median(lambda: [next(read) for _ in range(20)], repeats) / 20 / ORIGINAL.batch_size
 
 
-def photo_reading(repeats: int) -> float:
-    """Seconds a photo of 500×375, as a JPEG, read as a network's image."""
+def photo_reading(repeats: int) -> tuple[float, float]:
+    """Seconds a photo of 500×375, a JPEG read as a network's image, in one thread and in those that read ahead."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "photo.jpg"
         noise = np.random.default_rng(0).integers(0, 256, (47, 63, 3), np.uint8)
         Image.fromarray(noise).resize((500, 375)).save(path, quality=95)
-        return median(lambda: photos.read(path, fgsm_work.SIZE), repeats)
+        paths = [path] * 2 * PHOTOS_AT_ONCE
+        together = median(lambda: [*photos.read_ahead(paths, fgsm_work.SIZE, PHOTOS_AT_ONCE)], repeats) / len(paths)
+        return median(lambda: photos.read(path, fgsm_work.SIZE), repeats), together
 
 
 def main(options: Options) -> None:
@@ -166,9 +170,10 @@ def main(options: Options) -> None:
     moved = counted(8)
     compiled, arguments = step_program()
     alone = median(lambda: jax.block_until_ready(compiled(*arguments)), options.repeats)
-    read, read_photo = reading(options.repeats), photo_reading(options.repeats)
+    read, (read_photo, together) = reading(options.repeats), photo_reading(options.repeats)
     print(f"measured: a step of {ORIGINAL.batch_size} faces on this machine {1e3 * alone:.0f} ms")
-    print(f"measured: {1 / read:,.0f} faces a second read from a memory map, {1 / read_photo:,.0f} photos from JPEGs")
+    print(f"measured: {1 / read:,.0f} faces a second read from a memory map")
+    print(f"measured: {1 / read_photo:,.0f} photos a second from JPEGs in one thread, {1 / together:,.0f} read ahead")
     print(
         f"counted: {len(moved)} collectives a step, {sum(moved) / 1e6:.2f} MB; the largest {max(moved) / 1e6:.2f} MB,"
     )
@@ -187,9 +192,10 @@ def main(options: Options) -> None:
     )
     print("| a photo on one device | devices | portions | filled | attack, s | reading, s | photos/s | efficiency |")
     print("|" + " --- |" * 8)
-    for how, attack in (("measured", attack_here()), ("assumed", options.attack_ms / 1e3)):
+    assumed = read_photo / min(options.cores, photos.THREADS)
+    for how, attack, share in (("measured", attack_here(), together), ("assumed", options.attack_ms / 1e3, assumed)):
         for devices in DEVICES:
-            print(photos_row(how, attack, read_photo, devices))
+            print(photos_row(how, attack, share, devices))
 
 
 def attack_here() -> float:
@@ -209,10 +215,12 @@ def training_row(how: str, step: float, moved: Sequence[int], devices: int, link
 def photos_row(how: str, attack: float, read: float, devices: int) -> str:
     """Format a row of the table of attacked photos."""
     at_once = portions(PHOTOS, devices) * PHOTOS_AT_ONCE
-    attacks, reads = at_once * attack, at_once * min(devices, DEVICES_OF_A_PROCESS) * read
+    share = min(devices, DEVICES_OF_A_PROCESS) * read
+    attacks, reads = at_once * attack, (at_once + PHOTOS_AT_ONCE) * share
+    total = PHOTOS_AT_ONCE * share + at_once * max(attack, share)
     cells = [f"{1e3 * attack:.0f} ms, {how}", f"{devices}", f"{portions(PHOTOS, devices):,}"]
     cells += [f"{PHOTOS / (at_once * devices):.0%}", f"{attacks:,.1f}", f"{reads:,.1f}"]
-    cells += [f"{PHOTOS / (attacks + reads):,.0f}", f"{PHOTOS * (attack + read) / devices / (attacks + reads):.0%}"]
+    cells += [f"{PHOTOS / total:,.0f}", f"{PHOTOS * attack / devices / total:.0%}"]
     return f"| {' | '.join(cells)} |"
 
 

@@ -234,6 +234,18 @@ def read(path: Path) -> dict[str, Any]:
     return found["parts"]
 
 
+def make_directory(path: Path) -> None:
+    """Make a new directory for results.
+
+    Raises:
+        UserError: It exists.
+    """
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError(f"{path} exists; choose another --out") from error
+
+
 def _statistics(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 

@@ -126,12 +126,29 @@ def batched_apply(
     gathered, running = [], None
     for start in range(0, max(count, 1), at_once):
         chunk = [_put_chunk(part, start, at_once) for part in rows]
-        following = _apply(function, static, shared, chunk)
+        following = apply_to_rows(function, static, shared, chunk)
         if running is not None:
             gathered.append(gather_to_host(running))
         running = following
     gathered.append(gather_to_host(running))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *gathered)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def apply_to_rows(function: Callable[..., Any], static: tuple[Hashable, ...], shared: Any, rows: list[Array]) -> Any:
+    """Apply a function of independent rows, of `batched_apply`, to one call's rows, each device to its own."""
+
+    def apply_local(shared: Any, *rows: Array) -> Any:
+        return function(*static, *rows) if shared is None else function(*static, shared, *rows)
+
+    if device_count() == 1:
+        return apply_local(shared, *rows)
+    by_row = PartitionSpec(DATA)
+    specs = (PartitionSpec(), *[by_row] * len(rows))
+    # Seeds stay divided as they are; where they are not, each device's program is, to the bit, that of a single one.
+    axes = {DATA, SEED} if jax.sharding.get_abstract_mesh().shape[SEED] == 1 else {DATA}
+    apply_sharded = jax.shard_map(apply_local, in_specs=specs, out_specs=by_row, axis_names=axes, check_vma=False)
+    return apply_sharded(shared, *rows)
 
 
 def rows_per_device(rows: int) -> int:
@@ -314,21 +331,6 @@ class _Silent:
 
     def flush(self) -> None:
         pass
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _apply(function: Callable[..., Any], static: tuple[Hashable, ...], shared: Any, rows: list[Array]) -> Any:
-    def apply_local(shared: Any, *rows: Array) -> Any:
-        return function(*static, *rows) if shared is None else function(*static, shared, *rows)
-
-    if device_count() == 1:
-        return apply_local(shared, *rows)
-    by_row = PartitionSpec(DATA)
-    specs = (PartitionSpec(), *[by_row] * len(rows))
-    # Seeds stay divided as they are; where they are not, each device's program is, to the bit, that of a single one.
-    axes = {DATA, SEED} if jax.sharding.get_abstract_mesh().shape[SEED] == 1 else {DATA}
-    apply_sharded = jax.shard_map(apply_local, in_specs=specs, out_specs=by_row, axis_names=axes, check_vma=False)
-    return apply_sharded(shared, *rows)
 
 
 def _put_chunk(rows: np.ndarray | LocalRows, start: int, size: int) -> Array:

@@ -111,7 +111,7 @@ def depthwise_convolution(
         images,
         kernel,
         cpu=partial(_depthwise_sum, stride=stride, pads=pads),
-        default=partial(_xla_convolution, stride=stride, pads=pads, groups=images.shape[3]),
+        default=partial(xla_convolution, stride=stride, pads=pads, groups=images.shape[3]),
     )
 
 
@@ -149,13 +149,14 @@ def _pads(padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: 
 
 def _convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
     products = partial(_products_of_windows, stride=stride, pads=pads)
-    xla = partial(_xla_convolution, stride=stride, pads=pads)
+    xla = partial(xla_convolution, stride=stride, pads=pads)
     pointwise = kernel.shape[:2] == (1, 1)  # for cuDNN a product as it is
     by_products = {platform: products for platform in (("cpu",) if pointwise else ("cpu", "cuda"))}
     return lax.platform_dependent(images, kernel, default=xla, **by_products)
 
 
-def _xla_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads, groups: int = 1) -> Array:
+def xla_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads, groups: int = 1) -> Array:
+    """Compute a convolution by XLA's own; with as many groups as channels it is depthwise."""
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), pads, dimension_numbers=LAYOUT, feature_group_count=groups
     )
@@ -220,12 +221,13 @@ def _depthwise_sum(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) 
     the images for the kernel's gradient, not a copy for every tap.
     """
     with set_xla_metadata(inlineable="false"):
-        return _sum_of_windows(images, kernel, stride, pads)
+        return sum_of_windows(images, kernel, stride, pads)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 @partial(jax.checkpoint, static_argnums=(2, 3))
-def _sum_of_windows(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
+def sum_of_windows(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
+    """Compute a depthwise convolution as the sum of its taps' windows, each times its weight."""
     height, width = _output_size(images, kernel, stride, pads)
     padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
     terms = []
