@@ -82,11 +82,7 @@ def run(
     data = data or open_data(config)
     check_label(config, data)
     beta = equivalent_beta(config.reconstruction_weight, model.image_shape)
-    log(
-        f"latent-arith: {len(data.train):,} training and {len(data.held_out):,} held-out images from "
-        f"{data.description['source']}; loss = {config.reconstruction_weight:,.0f} · mean cross-entropy + KL, "
-        f"as β = {beta:.3g} with a summed one"
-    )
+    log(_describe_setting(config, data, beta))
     metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
     variables = given or train(config, model, data, metrics, run_dir, log)
     metrics.rewind(LABEL, config.epochs)
@@ -97,10 +93,7 @@ def run(
     log("latent-arith: one pass over the training images for all directions")
     found = find_all_directions(config, data, encode)
     if found.without_orthogonal:
-        log(
-            f"latent-arith: of {len(found.without_orthogonal)} of {len(found.names)} attributes nothing is orthogonal "
-            f"to all others in {model.latent_dim} dimensions; their balanced directions stand for the orthogonal ones"
-        )
+        log(_describe_substitutes(found, model.latent_dim))
     latents = encode(data.source[data.held_out])
     lengths = {name: step_lengths(config, latents, found, name) for name in (*ESTIMATORS, "orthogonal")}
     moves = {name: lengths[name][:, None] * found.of(name) for name in lengths}
@@ -281,6 +274,21 @@ def find_all_directions(config: LatentArithConfig, data: FaceData, encode: Encod
         raise UserError(f"{config.data}: no attribute has images with and without it, so there is no direction")
     kept = [names.index(name) for name in found.names]
     return found.with_orthogonal(find_exclusive_pairs(table[:, columns])[np.ix_(kept, kept)])
+
+
+def _describe_setting(config: LatentArithConfig, data: FaceData, beta: float) -> str:
+    return (
+        f"latent-arith: {len(data.train):,} training and {len(data.held_out):,} held-out images from "
+        f"{data.description['source']}; loss = {config.reconstruction_weight:,.0f} · mean cross-entropy + KL, "
+        f"as β = {beta:.3g} with a summed one"
+    )
+
+
+def _describe_substitutes(found: Directions, latent_dim: int) -> str:
+    return (
+        f"latent-arith: of {len(found.without_orthogonal)} of {len(found.names)} attributes nothing is orthogonal "
+        f"to all others in {latent_dim} dimensions; their balanced directions stand for the orthogonal ones"
+    )
 
 
 def _put_resident(config: LatentArithConfig, data: FaceData) -> Array | None:

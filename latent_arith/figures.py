@@ -155,8 +155,15 @@ def edit_strips(strips: Strips, edits: Sequence[Edit]) -> Figure:
 
 
 def cosines(names: Names, directions: Mapping[str, Float[np.ndarray, "attributes latent"]]) -> Figure:
-    """Draw cosines between the unit directions of all pairs of attributes, a heat map an estimator, from -1 to 1."""
-    panels = {f"{ESTIMATORS[name]} directions": vectors @ vectors.T for name, vectors in directions.items()}
+    """Draw cosines between the unit directions of all pairs of attributes, a heat map an estimator, from -1 to 1.
+
+    A title tells for how many attributes the balanced direction stands for an orthogonal one that does not exist.
+    """
+    panels = {}
+    for name, vectors in directions.items():
+        title = f"{ESTIMATORS[name]} directions"
+        balanced = int(np.sum(np.all(vectors == directions["balanced"], axis=1))) if name == "orthogonal" else 0
+        panels[title + (f", {balanced} of {len(vectors)} balanced" if balanced else "")] = vectors @ vectors.T
     return _heat_maps(panels, names, names, 1.0, "cosine between directions", 2)
 
 

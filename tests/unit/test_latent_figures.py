@@ -185,6 +185,14 @@ def test_leakage_counts_neither_the_attribute_itself_nor_what_it_excludes() -> N
         assert marked == [(0, 1, True), (1, 0, True), (1, 3, True), (0, 0, False), (1, 1, False)]
 
 
+def test_cosines_tell_where_balanced_directions_stand_for_orthogonal_ones() -> None:
+    balanced, orthogonal = unit(3), unit(3)
+    orthogonal[1] = balanced[1]
+    figure = figures.cosines(["a", "b", "c"], {"raw": balanced, "balanced": balanced, "orthogonal": orthogonal})
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["Raw directions", "Balanced directions", "Orthogonal directions, 1 of 3 balanced"]
+
+
 def test_dose_response_is_in_per_cent() -> None:
     reached = GENERATOR.uniform(size=(7, 9))
     figure = figures.dose_response([f"Name_{n}" for n in range(7)], FACTORS, reached, reached - 0.1, reached + 0.1)
@@ -197,13 +205,16 @@ def test_dose_response_is_in_per_cent() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 19, 40])
-@pytest.mark.parametrize("kind", ["cosines", "leakage", "overview", "dose_response"])
+@pytest.mark.parametrize("kind", ["cosines", "cosines, none orthogonal", "leakage", "overview", "dose_response"])
 def test_labels_do_not_overlap(count: int, kind: str) -> None:
     """As many attributes as the synthetic faces and CelebA have, with names as long as theirs."""
     names = [f"Mouth_Slightly_Open {n}"[-19:] for n in range(count)]
     curves, changes = np.zeros((count, 9)), dict.fromkeys(figures.ESTIMATORS, np.zeros((count, count)))
     figure = {
         "cosines": lambda: figures.cosines(names, {name: unit(count) for name in ("raw", "balanced", "orthogonal")}),
+        "cosines, none orthogonal": lambda: figures.cosines(
+            names, dict.fromkeys(("raw", "balanced", "orthogonal"), unit(count))
+        ),
         "leakage": lambda: figures.leakage(names, names, changes, np.zeros((count, count), bool), 3.0),
         "overview": lambda: figures.overview(names, np.zeros((count, 9, 128, 128, 3), np.uint8), FACTORS),
         "dose_response": lambda: figures.dose_response(names, FACTORS, curves, curves, curves),
