@@ -39,7 +39,7 @@ from latentlab.errors import UserError
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.parallel import vmap_seeds
 from latentlab.storage.run_directory import describe_machine, write_json
-from latentlab.training.loop import Schedule, train_epoch
+from latentlab.training.loop import LoopSchedule, train_epoch
 from latentlab.training.optimizer import adam
 from latentlab.training.state import TrainState, init_state, train_step
 from vae import evaluate, experiment
@@ -252,7 +252,7 @@ def digits_step(sizes: Sizes, precision: Precision) -> Work:
 def digits_epoch(sizes: Sizes, precision: Precision) -> Work:
     """Return an epoch of such steps, as one scan, of several seeds under `vmap`."""
     step = digits_step(sizes, precision).program
-    schedule = Schedule(sizes.digits, sizes.batch, 1, sizes.digits, 1)
+    schedule = LoopSchedule(sizes.digits, sizes.batch, 1, sizes.digits, 1)
 
     def run_epoch(state: TrainState, images: Array) -> Any:
         return train_epoch(state, images, schedule, step.function)

@@ -12,8 +12,8 @@ from latent_arith import experiment
 from latent_arith.config import ORIGINAL
 from latent_arith.datasets.synthetic_faces import ATTRIBUTES
 from latent_arith.directions import Batch, find_directions
-from latent_arith.model import Encode, FaceVae, make_encode, rows_per_call
-from latentlab.training.loop import Schedule, streaming_train_steps
+from latent_arith.model import Encode, FaceVae, global_batch_size, make_encode
+from latentlab.training.loop import LoopSchedule, streaming_train_steps
 
 
 def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
@@ -25,7 +25,7 @@ def step_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[fl
     model, steps = experiment.make_model(ORIGINAL), face_work.steps(images)
     train_steps = streaming_train_steps(
         face_work.batches(images),
-        Schedule(steps * ORIGINAL.batch_size, ORIGINAL.batch_size, 1, steps, 1),
+        LoopSchedule(steps * ORIGINAL.batch_size, ORIGINAL.batch_size, 1, steps, 1),
         loss=partial(model.loss, train=True),
         optimizer=experiment.make_optimizer(ORIGINAL),
     )
@@ -64,8 +64,8 @@ def _directions_seconds(images: np.ndarray, repeats: int, count: int) -> tuple[l
     weights = np.ones((1, *signs.shape), np.float32)
 
     def read() -> Iterator[Batch]:
-        for start in range(0, len(images), rows_per_call()):
-            rows = slice(start, start + rows_per_call())
+        for start in range(0, len(images), global_batch_size()):
+            rows = slice(start, start + global_batch_size())
             yield images[rows], signs[rows], weights[:, rows]
 
     seconds, _ = time_repeats(lambda: find_directions(encode, read(), ATTRIBUTES[:count]), repeats)

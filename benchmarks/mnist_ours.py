@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.side_by_side import time_repeats
 from latentlab.model import LatentVariableModel
-from latentlab.training.loop import Schedule, TrainSteps, resident_train_steps
+from latentlab.training.loop import LoopSchedule, TrainSteps, resident_train_steps
 from latentlab.training.optimizer import adam
 from vae import experiment
 from vae.config import ORIGINAL
@@ -75,7 +75,7 @@ def _epochs(images: np.ndarray, repeats: int, seeds: int) -> tuple[list[float], 
     return time_repeats(work, repeats)
 
 
-def _schedule(images: Any, seeds: int) -> Schedule:
+def _schedule(images: Any, seeds: int) -> LoopSchedule:
     return experiment.make_schedule(replace(ORIGINAL, train_images=len(images), seeds=seeds))
 
 

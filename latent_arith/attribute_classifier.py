@@ -19,13 +19,13 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Int8, Key, UInt8
 
-from latent_arith.model import rows_per_device
+from latent_arith.model import device_batch_size
 from latentlab import parallel
 from latentlab.arrays import AnyArray
 from latentlab.kernels.convolution import conv_general_dilated
 from latentlab.model import Loss, Variables, normalize
 from latentlab.parallel import batched_apply
-from latentlab.training.loop import Schedule, fit, resident_train_steps, streaming_steps_per_dispatch
+from latentlab.training.loop import LoopSchedule, fit, resident_train_steps, streaming_steps_per_dispatch
 from latentlab.training.state import TrainState
 
 BLUR = 2.0  # standard deviation of the blurred copy, in pixels of 64 × 64
@@ -92,7 +92,7 @@ class AttributeClassifier:
         """
         network = (self.network,)
         probabilities, factors = batched_apply(
-            _predict_rows, images, batch_size=rows_per_device(), shared=self.variables, static=network
+            _predict_rows, images, batch_size=device_batch_size(), shared=self.variables, static=network
         )
         return probabilities, factors * self.factor_deviation + self.factor_mean
 
@@ -139,7 +139,7 @@ def train_attribute_classifier(
     network = AttributeNetwork(len(names), factors.shape[1], min(64, images.shape[1]))
     size = min(batch_size, len(images))
     steps = len(images) // size
-    schedule = Schedule(len(images), size, epochs, streaming_steps_per_dispatch(steps), epochs, drop_remainder=True)
+    schedule = LoopSchedule(len(images), size, epochs, streaming_steps_per_dispatch(steps), epochs, drop_remainder=True)
     rates = optax.warmup_cosine_decay_schedule(0, learning_rate, max(1, epochs * steps // 10), epochs * steps + 1)
     optimizer = optax.adam(rates)
     init_key, order_key, noise_key = jax.random.split(key, 3)

@@ -26,9 +26,9 @@ from latent_arith.model import (
     FaceVae,
     equivalent_beta,
     evaluate_test_set,
+    global_batch_size,
     make_decode,
     make_encode,
-    rows_per_call,
 )
 from latent_arith.pictures import SHOWN_FACES, STRENGTHS, make_pictures
 from latent_arith.results import LatentArithResults, describe_directions, step_lengths
@@ -42,7 +42,7 @@ from latentlab.parallel import LocalRows
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
 from latentlab.training.loop import (
-    Schedule,
+    LoopSchedule,
     init_states,
     streaming_steps_per_dispatch,
     streaming_train_steps,
@@ -190,9 +190,9 @@ def make_optimizer(config: LatentArithConfig) -> optax.GradientTransformation:
     return adam(cosine if config.cosine_decay else constant, config.adam_epsilon)
 
 
-def make_schedule(config: LatentArithConfig) -> Schedule:
+def make_schedule(config: LatentArithConfig) -> LoopSchedule:
     """Return how long to train."""
-    return Schedule(
+    return LoopSchedule(
         examples=config.steps_per_epoch * config.batch_size,
         batch_size=config.batch_size,
         epochs=config.epochs,
@@ -260,7 +260,7 @@ def find_all_directions(config: LatentArithConfig, data: FaceData, encode: Encod
         even = (np.arange(len(table)) % 2 == 0)[:, None]
         halves = [weight * half for weight in image_weights for half in (even, ~even)]
         estimators, image_weights = (*ESTIMATORS, *HALVES), np.concatenate([image_weights, np.stack(halves)])
-    rows = rows_per_call()
+    rows = global_batch_size()
     read = batches.read_in_order(
         data.source, data.train, rows, table[:, columns], image_weights, mine=parallel.local_rows(rows)
     )

@@ -40,9 +40,9 @@ from latentlab.model import (
     LatentVariableModel,
     Loss,
     Variables,
-    join_networks,
-    network_variables,
+    merge_network_variables,
     normalize,
+    select_network_variables,
 )
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.training.precision import Precision, apply_with_precision
@@ -168,19 +168,21 @@ class FaceVae:
         """Return the variables of both networks."""
         encoder_key, decoder_key = jax.random.split(key)
         encoder, decoder = self._networks()
-        return join_networks(
+        return merge_network_variables(
             encoder=encoder.init(encoder_key, jnp.zeros((1, *self.image_shape)), train=False),
             decoder=decoder.init(decoder_key, jnp.zeros((1, self.latent_dim)), train=False),
         )
 
     def encode(self, variables: Variables, images: Images) -> tuple[Latents, Latents]:
         """Return mean and log variance of the posterior, with running statistics and without dropout."""
-        mean, log_variance = self._networks()[0].apply(network_variables(variables, "encoder"), images, train=False)
+        mean, log_variance = self._networks()[0].apply(
+            select_network_variables(variables, "encoder"), images, train=False
+        )
         return mean, log_variance
 
     def decode(self, variables: Variables, latents: Latents) -> Images:
         """Return the logits of the pixels, with running statistics and without dropout."""
-        logits: Images = self._networks()[1].apply(network_variables(variables, "decoder"), latents, train=False)
+        logits: Images = self._networks()[1].apply(select_network_variables(variables, "decoder"), latents, train=False)
         return logits
 
     def loss(
@@ -200,7 +202,9 @@ class FaceVae:
             def apply_trained(variables: Variables, inputs: Array) -> Any:
                 return network.apply(variables, inputs, train=True, rngs={"dropout": key}, mutable=["batch_stats"])
 
-            return apply_with_precision(self.precision, apply_trained, network_variables(variables, name), inputs)
+            return apply_with_precision(
+                self.precision, apply_trained, select_network_variables(variables, name), inputs
+            )
 
         (mean, log_variance), encoder_moved = apply(encoder, "encoder", encoder_key, images)
         latents = losses.reparameterize(noise_key, mean, log_variance)
@@ -249,12 +253,12 @@ def evaluate_test_set(
     return {name: float(np.mean(values, dtype=np.float32)) for name, values in each.items()}
 
 
-def rows_per_call() -> int:
+def global_batch_size() -> int:
     """Return how many images are encoded or decoded in one call, on all devices together."""
-    return rows_per_device() * parallel.device_count()
+    return device_batch_size() * parallel.device_count()
 
 
-def rows_per_device() -> int:
+def device_batch_size() -> int:
     """Return how many images a device encodes or decodes in one call."""
     return CPU_ROWS if jax.default_backend() == "cpu" else ROWS
 
@@ -276,7 +280,7 @@ def decode_rows(model: LatentVariableModel, variables: Variables, latents: Laten
 def _apply_to_rows(
     function: Callable[..., Any], model: LatentVariableModel, variables: Variables, *rows: np.ndarray | LocalRows
 ) -> Any:
-    return batched_apply(function, *rows, batch_size=rows_per_device(), shared=variables, static=(model,))
+    return batched_apply(function, *rows, batch_size=device_batch_size(), shared=variables, static=(model,))
 
 
 def _measure_rows(

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from latent_arith import edits
 from latent_arith.attribute_classifier import Predict
-from latent_arith.model import Decode, rows_per_call
+from latent_arith.model import Decode, global_batch_size
 
 RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)
@@ -60,7 +60,7 @@ def dose_response(
     """
     moved = [edits.move_along(latents, vector[None], strengths[:, None]).swapaxes(0, 1) for vector in vectors]
     rows = np.concatenate(moved).reshape(-1, latents.shape[1])
-    at_once = 10 * rows_per_call()
+    at_once = 10 * global_batch_size()
     seen = [predict(decode(rows[start : start + at_once])) for start in range(0, len(rows), at_once)]
     joined = [np.concatenate(parts).astype(np.float32) for parts in zip(*seen, strict=True)]
     probabilities, predicted = (

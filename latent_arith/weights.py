@@ -19,7 +19,7 @@ from jax import Array
 
 from latent_arith.model import IMAGE_SHAPE, FaceVae
 from latentlab.errors import UserError
-from latentlab.model import LatentVariableModel, Variables, network_variables
+from latentlab.model import LatentVariableModel, Variables, select_network_variables
 from latentlab.storage import keras_weights
 from latentlab.storage.checkpoints import Checkpoints, digest
 from latentlab.storage.run_directory import read_json, read_npz, write_npz
@@ -86,7 +86,7 @@ def image_size(path: Path, md5: str = "") -> int:
 
 def fingerprint(variables: Variables) -> str:
     """Return the SHA-256 of all weights, networks first, by which edits name the weights they were made with."""
-    return digest({name: network_variables(variables, name) for name in variables["params"]})
+    return digest({name: select_network_variables(variables, name) for name in variables["params"]})
 
 
 def _names(model: LatentVariableModel) -> list[str]:

@@ -16,7 +16,7 @@ import tyro
 from latentlab import command_process
 from latentlab.config import Precision
 from latentlab.errors import UserError, first_line
-from latentlab.experiment import COMMANDS, CONFIG, EXPERIMENTS, Part, Run, config_parts, import_part, presets
+from latentlab.experiment import COMMANDS, CONFIG, EXPERIMENTS, Part, Run, import_part, presets, split_config
 from latentlab.training import interrupts
 
 DESCRIPTION = """\
@@ -308,7 +308,7 @@ def _run_in_processes(run_dir: Path, options: RunCommand[Any]) -> None:
     from latentlab import parallel
 
     again = f"to go on: {_program()} {options.command} --resume {run_dir}"
-    parts = config_parts(options.command, options.config, run_dir).values()
+    parts = split_config(options.command, options.config, run_dir).values()
     folders = tuple(str(part.run_dir.relative_to(run_dir)) for part in parts)
     try:
         with parallel.process_directory(run_dir, folders) as written:
@@ -329,7 +329,7 @@ def _run_experiments(run_dir: Path, options: RunCommand[Any]) -> None:
 
     commands = {package: command for command, package in EXPERIMENTS.items()}
     _write_config(run_dir, options.command, options.config)
-    parts = config_parts(options.command, options.config, run_dir)
+    parts = split_config(options.command, options.config, run_dir)
     for package, part in parts.items():
         _run_experiment(package, commands[package], part, options.seed_devices)
     if options.command == "all":

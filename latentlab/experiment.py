@@ -88,7 +88,7 @@ class Run:
     @property
     def experiments(self) -> dict[str, Part]:
         """The experiments of the run by package."""
-        return config_parts(self.command, self.config, self.path)
+        return split_config(self.command, self.config, self.path)
 
     def __getattr__(self, name: str) -> Any:
         if name not in EXPERIMENTS.values():
@@ -127,7 +127,7 @@ def config_type(command: str) -> type:
     return type(next(iter(presets(command).values())))
 
 
-def config_parts(command: str, config: Any, run_dir: Path) -> dict[str, Part]:
+def split_config(command: str, config: Any, run_dir: Path) -> dict[str, Part]:
     """Return the experiments of a run by package."""
     if command != "all":
         return {EXPERIMENTS[command]: Part(run_dir, config)}

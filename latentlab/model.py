@@ -71,13 +71,13 @@ def normalize(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
     return images.astype(jnp.float32) / 255
 
 
-def join_networks(**networks: Variables) -> Variables:
+def merge_network_variables(**networks: Variables) -> Variables:
     """Return the variables of a model from those of its networks, each under its name in every collection."""
     params = {name: variables["params"] for name, variables in networks.items()}
     stats = {name: variables["batch_stats"] for name, variables in networks.items() if "batch_stats" in variables}
     return {"params": params, "batch_stats": stats}
 
 
-def network_variables(variables: Variables, name: str) -> Variables:
+def select_network_variables(variables: Variables, name: str) -> Variables:
     """Return the variables of one network of a model, as Flax's `apply` takes them."""
     return {collection: tree[name] for collection, tree in variables.items() if name in tree}

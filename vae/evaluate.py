@@ -79,7 +79,7 @@ def importance_weighted_bound(
     )
 
 
-def evaluation_keys(first_seed: int, seeds: int, purpose: str) -> Key[Array, " seeds"]:
+def evaluation_prng_keys(first_seed: int, seeds: int, purpose: str) -> Key[Array, " seeds"]:
     """Return a key of every seed for one purpose of the evaluation: held out, prior samples, or bound."""
     index = ("held out", "prior samples", "bound").index(purpose)
     numbers = jnp.arange(first_seed, first_seed + seeds)

@@ -21,7 +21,7 @@ from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
 from latentlab.training.loop import (
-    Schedule,
+    LoopSchedule,
     init_states,
     resident_steps_per_dispatch,
     resident_train_steps,
@@ -144,10 +144,10 @@ def make_vae(config: VaeConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
     )
 
 
-def make_schedule(config: VaeConfig) -> Schedule:
+def make_schedule(config: VaeConfig) -> LoopSchedule:
     """Return how long to train."""
     steps = -(-config.train_images // config.batch_size)
-    return Schedule(
+    return LoopSchedule(
         examples=config.train_images,
         batch_size=config.batch_size,
         epochs=config.epochs,
@@ -177,7 +177,7 @@ def _train(
     log: Callable[[str], None],
 ) -> TrainState:
     schedule = make_schedule(config)
-    keys = evaluate.evaluation_keys(config.seed, config.seeds, "held out")
+    keys = evaluate.evaluation_prng_keys(config.seed, config.seeds, "held out")
 
     def evaluate_loss(variables: Variables) -> dict[str, np.ndarray]:
         measured = evaluate.evaluate_test_set(model, variables, data.test.images, keys)

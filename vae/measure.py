@@ -15,7 +15,7 @@ from latentlab.storage.metrics import MetricsLog
 from vae import evaluate
 from vae.config import VaeConfig
 from vae.data import Dataset
-from vae.evaluate import evaluation_keys
+from vae.evaluate import evaluation_prng_keys
 from vae.planes import Plane, even_grid, find_extent, fit_plane, quantile_grid
 from vae.results import VaeResults
 
@@ -72,7 +72,7 @@ def measure(
         values = evaluate_model(config, model, variables[name], data, sampled)
         per_seed = [_measure_seed(config, name, values, data, last[name, seed], seed) for seed in range(config.seeds)]
         if name == "vae":
-            keys = evaluation_keys(config.seed, config.seeds, "bound")
+            keys = evaluation_prng_keys(config.seed, config.seeds, "bound")
             bounds = evaluate.importance_weighted_bound(
                 model, variables[name], data.test.images, keys, config.iwae_samples
             )
@@ -98,11 +98,11 @@ def evaluate_model(
     """Return what a trained model gives for the test set, the training images, the prior and the plane."""
     seeds = config.seeds
     test = evaluate.evaluate_test_set(
-        model, variables, data.test.images, evaluation_keys(config.seed, seeds, "held out")
+        model, variables, data.test.images, evaluation_prng_keys(config.seed, seeds, "held out")
     )
     train_means = evaluate.encode(model, variables, data.train.images[: config.train_images], seeds)
     shape = (config.prior_samples, model.latent_dim)
-    keys = evaluation_keys(config.seed, seeds, "prior samples")
+    keys = evaluation_prng_keys(config.seed, seeds, "prior samples")
     prior = np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
     codes = test["latent"][0][sampled]
     plane = fit_plane(codes)

@@ -20,7 +20,15 @@ from jax import Array
 from jaxtyping import Float, Int, Key
 
 from latentlab.kernels.convolution import conv_general_dilated, convolution_transpose
-from latentlab.model import Images, Latents, Loss, PerExample, Variables, join_networks, network_variables
+from latentlab.model import (
+    Images,
+    Latents,
+    Loss,
+    PerExample,
+    Variables,
+    merge_network_variables,
+    select_network_variables,
+)
 from latentlab.training.precision import Precision, apply_with_precision
 from vae import losses
 
@@ -113,19 +121,19 @@ class Autoencoder:
         """Return the variables of both networks."""
         encoder_key, decoder_key = jax.random.split(key)
         encoder, decoder = self._networks()
-        return join_networks(
+        return merge_network_variables(
             encoder=encoder.init(encoder_key, jnp.zeros((1, *self.image_shape))),
             decoder=decoder.init(decoder_key, jnp.zeros((1, self.latent_dim))),
         )
 
     def encode(self, variables: Variables, images: Images) -> tuple[Latents, Latents]:
         """Return the codes as means of a posterior without width: log variances are -∞."""
-        (latents,) = self._networks()[0].apply(network_variables(variables, "encoder"), images)
+        (latents,) = self._networks()[0].apply(select_network_variables(variables, "encoder"), images)
         return latents, jnp.full_like(latents, -jnp.inf)
 
     def decode(self, variables: Variables, latents: Latents) -> Images:
         """Return the logits of the pixels."""
-        logits: Images = self._networks()[1].apply(network_variables(variables, "decoder"), latents)
+        logits: Images = self._networks()[1].apply(select_network_variables(variables, "decoder"), latents)
         return logits
 
     def loss(
@@ -171,7 +179,7 @@ class Vae(Autoencoder):
 
     def encode(self, variables: Variables, images: Images) -> tuple[Latents, Latents]:
         """Return mean and log variance of the posterior."""
-        mean, log_variance = self._networks()[0].apply(network_variables(variables, "encoder"), images)
+        mean, log_variance = self._networks()[0].apply(select_network_variables(variables, "encoder"), images)
         return mean, log_variance
 
     def loss(

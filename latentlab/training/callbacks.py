@@ -13,7 +13,7 @@ from latentlab.model import Variables
 from latentlab.storage.checkpoints import CheckpointableIterator, Checkpoints
 from latentlab.storage.metrics import MetricsLog
 from latentlab.training import interrupts
-from latentlab.training.loop import Schedule
+from latentlab.training.loop import LoopSchedule
 from latentlab.training.progress import Progress
 from latentlab.training.state import TrainState
 
@@ -55,7 +55,7 @@ class CheckFinite(Callback):
     It stands before `SaveCheckpoints`, so that no checkpoint has such weights.
     """
 
-    def __init__(self, label: str, schedule: Schedule) -> None:
+    def __init__(self, label: str, schedule: LoopSchedule) -> None:
         self.label, self.schedule = label, schedule
         self.arrived = self.good_step = 0
 
@@ -101,7 +101,7 @@ class RecordMetrics(Callback):
     """
 
     def __init__(
-        self, label: str, schedule: Schedule, metrics: MetricsLog, unfinished: Mapping[str, Any] | None = None
+        self, label: str, schedule: LoopSchedule, metrics: MetricsLog, unfinished: Mapping[str, Any] | None = None
     ) -> None:
         self.label, self.schedule, self.metrics = label, schedule, metrics
         self.unfinished = {name: np.asarray(values) for name, values in (unfinished or {}).items()}
@@ -166,7 +166,7 @@ class Evaluate(Callback):
     def __init__(
         self,
         label: str,
-        schedule: Schedule,
+        schedule: LoopSchedule,
         metrics: MetricsLog,
         evaluate: Callable[[Variables], Mapping[str, np.ndarray]],
     ) -> None:

@@ -36,7 +36,7 @@ obeyed between calls, so a call must end within seconds."""
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LoopSchedule:
     """How long to train, and what happens when.
 
     Attributes:
@@ -65,7 +65,7 @@ class Schedule:
         """Steps of the whole training."""
         return self.epochs * self.steps_per_epoch
 
-    def next_dispatch(self, done: int) -> int:
+    def steps_in_next_call(self, done: int) -> int:
         """Return how many steps to take next: at most up to the end of an epoch, or several whole epochs."""
         steps, most = self.steps_per_epoch, self.steps_per_dispatch
         if done % steps or most < steps:
@@ -103,7 +103,7 @@ Step = Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]
 
 
 def fit(
-    state: TrainState, train_steps: TrainSteps, schedule: Schedule, callbacks: "Sequence[Callback]" = ()
+    state: TrainState, train_steps: TrainSteps, schedule: LoopSchedule, callbacks: "Sequence[Callback]" = ()
 ) -> TrainState:
     """Train until the schedule ends, from wherever the state stands.
 
@@ -135,7 +135,7 @@ def fit(
             stack.enter_context(callback)
             callback.on_start(done, state)
         while done < schedule.total_steps:
-            count = schedule.next_dispatch(done)
+            count = schedule.steps_in_next_call(done)
             state, metrics = train_steps(state, count)
             if waiting:
                 deliver(waiting)
@@ -173,7 +173,7 @@ def init_states(
 
 def resident_train_steps(
     data: Batch,
-    schedule: Schedule,
+    schedule: LoopSchedule,
     *,
     loss: TrainingLoss,
     optimizer: optax.GradientTransformation,
@@ -200,7 +200,7 @@ def resident_train_steps(
 
 def streaming_train_steps(
     batches: Iterator[np.ndarray],
-    schedule: Schedule,
+    schedule: LoopSchedule,
     *,
     loss: TrainingLoss,
     optimizer: optax.GradientTransformation,
@@ -241,7 +241,7 @@ def streaming_train_steps(
 
 
 def train_epoch(
-    state: TrainState, data: Batch, schedule: Schedule, step: Step, count: int | None = None
+    state: TrainState, data: Batch, schedule: LoopSchedule, step: Step, count: int | None = None
 ) -> tuple[TrainState, dict[str, Float[Array, " steps"]]]:
     """Pass once over the data in a new order, as one scan; a partial last batch is padded and masked.
 

@@ -16,14 +16,14 @@ from latentlab.training.callbacks import (
     SaveCheckpoints,
     StopOnSignal,
 )
-from latentlab.training.loop import Schedule, TrainSteps, fit
+from latentlab.training.loop import LoopSchedule, TrainSteps, fit
 from latentlab.training.state import TrainState
 
 
 def train_with_checkpoints(
     state: TrainState,
     train_steps: TrainSteps,
-    schedule: Schedule,
+    schedule: LoopSchedule,
     *,
     label: str,
     metrics: MetricsLog,

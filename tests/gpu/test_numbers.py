@@ -20,8 +20,8 @@ from adversarial.mobilenet_v2 import MobileNetV2
 from latent_arith import model as faces
 from latent_arith.directions import init_moments, update_moments
 from latentlab.kernels import convolution as kernels
-from latentlab.model import Variables, network_variables
-from latentlab.training.loop import Schedule, TrainState, init_states, resident_train_steps, streaming_train_steps
+from latentlab.model import Variables, select_network_variables
+from latentlab.training.loop import LoopSchedule, TrainState, init_states, resident_train_steps, streaming_train_steps
 from latentlab.training.optimizer import adam
 from vae import losses
 from vae.model import Vae
@@ -134,7 +134,7 @@ def test_the_faces_loss_and_its_gradients_through_batch_norm(record_property: Te
     networks = {"encoder": faces.Encoder(50, 0.0), "decoder": faces.Decoder(shape, 0.0)}
 
     def apply(name: str, variables: Variables, inputs: Array) -> Any:
-        part = network_variables(variables, name)
+        part = select_network_variables(variables, name)
         return networks[name].apply(part, inputs, train=True, mutable=["batch_stats"])[0]
 
     def loss(params: Any, statistics: Any, images: Array) -> Array:
@@ -237,14 +237,14 @@ def test_moments_of_directions(record_property: Tell) -> None:
     record_property("directions, means and deviations", told)
 
 
-def digits_steps(images: Array, schedule: Schedule) -> tuple[TrainState, Any]:
+def digits_steps(images: Array, schedule: LoopSchedule) -> tuple[TrainState, Any]:
     model, optimizer = Vae(), adam(1e-3, 1e-7)
     state = init_states(jax.random.key, [0], model.init, optimizer)
     loss = partial(model.loss, train=True)
     return state, resident_train_steps(images, schedule, loss=loss, optimizer=optimizer)
 
 
-def faces_steps(images: Array, schedule: Schedule) -> tuple[TrainState, Any]:
+def faces_steps(images: Array, schedule: LoopSchedule) -> tuple[TrainState, Any]:
     model, optimizer = faces.FaceVae(20, (32, 32, 3)), adam(1e-3, 1e-7)
     state = init_states(jax.random.key, [0], model.init, optimizer)
     batches = (np.asarray(images)[:16] for _ in iter(int, 1))
@@ -257,7 +257,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_bits(
     make: Callable[..., tuple[TrainState, Any]], shape: tuple[int, int, int]
 ) -> None:
     """Compiled anew, with whatever algorithms are chosen then, as in another process."""
-    schedule, found = Schedule(64, 16, 1, 16, 1), []
+    schedule, found = LoopSchedule(64, 16, 1, 16, 1), []
     images = jnp.asarray(255 * uniform(64, *shape), jnp.uint8)
     for stops in (False, True):
         state, train_steps = make(images, schedule)

@@ -29,7 +29,7 @@ from latentlab import parallel
 from latentlab.model import LatentVariableModel, Loss, Variables
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage.checkpoints import digest
-from latentlab.training.loop import Schedule, init_states, streaming_train_steps
+from latentlab.training.loop import LoopSchedule, init_states, streaming_train_steps
 from latentlab.training.optimizer import adam
 from vae.evaluate import evaluate_test_set
 from vae.model import Vae
@@ -64,7 +64,7 @@ def train(
     optimizer, steps = adam(1e-3, 1e-7), len(images) // batch_size
     settings = {"optimizer": optimizer, "seeds": seeds, "shard_optimizer": shard_optimizer}
     state = init_states(jax.random.key, range(seeds), init, optimizer, shard_optimizer)
-    schedule = Schedule(len(images), batch_size, 1, steps, 1)
+    schedule = LoopSchedule(len(images), batch_size, 1, steps, 1)
     mine = (images[start + parallel.local_rows(batch_size)] for start in range(0, len(images), batch_size))
     state, metrics = streaming_train_steps(mine, schedule, loss=loss, **settings)(state, steps)
     moments = jax.tree.leaves(state.optimizer_state)

@@ -27,7 +27,7 @@ from latent_arith.directions import init_moments, update_moments
 from latent_arith.model import FaceVae, decode_rows, encode_rows
 from latentlab import parallel
 from latentlab.model import LatentVariableModel
-from latentlab.training.loop import Schedule, init_states, resident_train_steps
+from latentlab.training.loop import LoopSchedule, init_states, resident_train_steps
 from latentlab.training.optimizer import adam
 from vae.model import Autoencoder, Vae
 
@@ -45,7 +45,7 @@ def shaped(*shape: int, dtype: Any = jnp.uint8, rows: bool = False) -> jax.Shape
 
 def training(model: LatentVariableModel, seeds: int = 1, batch_size: int = 16) -> Work:
     """An epoch on images that are on the device."""
-    optimizer, schedule = adam(1e-3, 1e-7), Schedule(64, batch_size, 1, 4, 1)
+    optimizer, schedule = adam(1e-3, 1e-7), LoopSchedule(64, batch_size, 1, 4, 1)
     settings: dict[str, Any] = {"loss": partial(model.loss, train=True), "optimizer": optimizer, "seeds": seeds}
     state = jax.eval_shape(lambda: init_states(jax.random.key, range(seeds), model.init, optimizer))
     train = lambda state, images: resident_train_steps(images, schedule, **settings)(state, 4)  # noqa: E731

@@ -12,7 +12,7 @@ from jax import Array
 from scipy.stats import binomtest, kstest
 
 from latent_arith.model import Decoder, Dropout, Encoder, FaceVae
-from latentlab.model import LatentVariableModel, network_variables, normalize
+from latentlab.model import LatentVariableModel, normalize, select_network_variables
 from latentlab.training.optimizer import adam
 from tests.oracles import keras_face_vae, keras_vae
 from vae import losses
@@ -25,7 +25,7 @@ key_of = partial(jax.random.key, impl="rbg")  # compiles in half the time of the
 def init(key: Array) -> dict[str, Any]:
     """Variables of the model, networks first."""
     variables = jax.jit(FaceVae().init)(key)
-    return {name: network_variables(variables, name) for name in NETS}
+    return {name: select_network_variables(variables, name) for name in NETS}
 
 
 INIT = jax.jit(init)

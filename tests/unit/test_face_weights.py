@@ -15,7 +15,7 @@ from flax import linen as nn
 from latent_arith import weights
 from latent_arith.model import CPU_ROWS, FaceVae, make_decode, make_encode
 from latentlab.errors import UserError
-from latentlab.model import Variables, network_variables
+from latentlab.model import Variables, select_network_variables
 from latentlab.storage.checkpoints import Checkpoints, digest
 from latentlab.storage.run_directory import read_npz, write_json, write_npz
 from latentlab.training.optimizer import adam
@@ -56,7 +56,7 @@ def test_what_is_saved_is_loaded(variables: Variables, tmp_path: Path) -> None:
 def test_keras_3_models_are_loaded(variables: Variables, name: str, tmp_path: Path) -> None:
     """Names of layers, moving statistics and all, through Keras's own file."""
     built = keras_face_vae.build()
-    keras_face_vae.to_keras({name: network_variables(variables, name) for name in built}, built)
+    keras_face_vae.to_keras({name: select_network_variables(variables, name) for name in built}, built)
 
     class Autoencoder(keras.Model):
         def __init__(self) -> None:

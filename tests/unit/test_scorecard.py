@@ -67,7 +67,7 @@ def test_responses_do_not_depend_on_how_many_faces_are_in_memory(
         seen.append(len(images))
         return predict(images)
 
-    monkeypatch.setattr(scorecard, "rows_per_call", lambda: rows)
+    monkeypatch.setattr(scorecard, "global_batch_size", lambda: rows)
     again = scorecard.dose_response(counted, decode, LATENTS, VECTORS, STRENGTHS)
     for one, other in zip(again, world, strict=True):
         np.testing.assert_array_equal(one, other)

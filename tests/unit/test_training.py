@@ -21,7 +21,7 @@ from latentlab.storage.checkpoints import Checkpoints, Restored, digest
 from latentlab.storage.metrics import MetricsLog
 from latentlab.training import loop
 from latentlab.training.interrupts import Interrupted, handle_signals
-from latentlab.training.loop import Schedule, init_states, resident_train_steps, streaming_train_steps, train_epoch
+from latentlab.training.loop import LoopSchedule, init_states, resident_train_steps, streaming_train_steps, train_epoch
 from latentlab.training.resume import train_with_checkpoints
 from latentlab.training.state import TrainState, train_step
 
@@ -30,7 +30,7 @@ BATCH = 8
 STEPS = 3
 SEEDS = 2
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
-SCHEDULE = Schedule(len(IMAGES), BATCH, epochs=6, steps_per_dispatch=STEPS, epochs_per_checkpoint=2)
+SCHEDULE = LoopSchedule(len(IMAGES), BATCH, epochs=6, steps_per_dispatch=STEPS, epochs_per_checkpoint=2)
 
 
 def noisy_loss(variables: Variables, images: Array, key: Array, step: Array) -> Loss:
