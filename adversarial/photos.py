@@ -119,8 +119,7 @@ def read(path: Path, size: int) -> Photo:
             ) from error
         except Exception as error:  # Pillow's readers raise many types for damaged files
             raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
-    levels = np.rint(GREY_LEVELS * resize(np.asarray(rgb), size))
-    return Photo(levels.astype(np.uint8), tuple(notes))
+    return Photo(_resize_to_levels(np.asarray(rgb), size), tuple(notes))
 
 
 def read_ahead(paths: Sequence[Path], size: int, ahead: int) -> Iterator[Photo]:
@@ -144,8 +143,13 @@ def from_pixels(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Photo:
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(f"photo: is {pixels.dtype} {pixels.shape}, expected uint8 (height, width, 3)")
-    levels = np.rint(GREY_LEVELS * resize(pixels, size))
-    return Photo(levels.astype(np.uint8), ())
+    return Photo(_resize_to_levels(pixels, size), ())
+
+
+def _resize_to_levels(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    levels = resize(pixels, size)
+    levels *= GREY_LEVELS
+    return np.rint(levels, out=levels).astype(np.uint8)
 
 
 def _check_sides(path: Path, image: Image.Image) -> None:
@@ -200,13 +204,20 @@ def resize(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Float32[np.ndarray,
     NumPy rather than `jax.image.resize`, which takes a third of a second to compile for each new shape of photo.
     """
     (top, bottom, down), (left, right, across) = (_neighbours(side, size) for side in pixels.shape[:2])
+    used, places = np.unique(np.concatenate([top, bottom]), return_inverse=True)
+    one, other = (pixels[used].take(side, axis=1) / np.float32(GREY_LEVELS) for side in (left, right))
+    rows = _interpolate(one, other, across[:, None])
+    return _interpolate(rows[places[:size]], rows[places[size:]], down[:, None, None])
 
-    def row(vertical: Int[np.ndarray, " size"]) -> Float32[np.ndarray, "size size 3"]:
-        one, other = (pixels[np.ix_(vertical, side)] / np.float32(GREY_LEVELS) for side in (left, right))
-        return one + (other - one) * across[:, None]
 
-    upper, lower = row(top), row(bottom)
-    return upper + (lower - upper) * down[:, None, None]
+def _interpolate(
+    one: Float32[np.ndarray, "*shape"], other: Float32[np.ndarray, "*shape"], share: Float32[np.ndarray, "..."]
+) -> Float32[np.ndarray, "*shape"]:
+    """Return one + (other - one) · share, in the memory of `other`: fresh memory takes longer than the arithmetic."""
+    other -= one
+    other *= share
+    other += one
+    return other
 
 
 def _neighbours(
