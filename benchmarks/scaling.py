@@ -1,6 +1,6 @@
 """What training and attacks should reach on many devices, calculated from what one device takes.
 
-python -m benchmarks.scaling [--step-ms 3] [--attack-ms 2] [--cores 8] [--repeats 20]
+python -m benchmarks.scaling [--step-ms 1.34] [--attack-ms 2] [--cores 8] [--repeats 20]
 
 Measured here: a training step of the face VAE on one device, its images read from a memory map, and a photo read. From
 results/bench.json: a photo attacked. Counted in the program that XLA makes of the step for eight devices: collective
@@ -69,8 +69,8 @@ LINKS = (Link("10 Gbit/s Ethernet", 1.25e9, 50e-6), Link("50 GB/s, 5 µs", 50e9,
 class Options:
     """What is taken for an accelerator's times, and how often things are measured here."""
 
-    step_ms: float = 3.0
-    """Milliseconds of a training step of 32 faces on an accelerator. Assumed, not measured."""
+    step_ms: float = 1.34
+    """Milliseconds of a training step of 32 faces on an accelerator; those of an H100 (`docs/gpu.md`)."""
     attack_ms: float = 2.0
     """Milliseconds in which an accelerator attacks a photo with ten steps of PGD. Assumed, not measured."""
     cores: int = photos.THREADS
@@ -184,7 +184,7 @@ def main(options: Options) -> None:
         "| step on one device | links | devices | batch | bytes, ms | latency, ms | step, ms | images/s | efficiency |"
     )
     print("|" + " --- |" * 9)
-    for how, step, link in (("measured", alone, LINKS[0]), ("assumed", options.step_ms / 1e3, LINKS[1])):
+    for how, step, link in (("measured", alone, LINKS[0]), ("an accelerator's", options.step_ms / 1e3, LINKS[1])):
         for devices in DEVICES:
             print(training_row(how, step, moved, devices, link))
     print(
@@ -207,7 +207,7 @@ def training_row(how: str, step: float, moved: Sequence[int], devices: int, link
     """Format a row of the table of training."""
     total, late = seconds(step, moved, devices, link), seconds(0, [0] * len(moved), devices, link)
     images = devices * ORIGINAL.batch_size
-    cells = [f"{1e3 * step:.0f} ms, {how}", link.name, f"{devices}", f"{images:,}"]
+    cells = [f"{1e3 * step:.3g} ms, {how}", link.name, f"{devices}", f"{images:,}"]
     cells += [f"{1e3 * (total - step - late):.2f}", f"{1e3 * late:.2f}", f"{1e3 * total:.2f}"]
     return f"| {' | '.join([*cells, f'{images / total:,.0f}', f'{step / total:.0%}'])} |"
 
