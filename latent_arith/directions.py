@@ -152,7 +152,7 @@ def find_directions(
         estimators: What the E weights are called.
         rule: When to stop reading: `all` never; `stderr` once the standard error of every direction is
             below `stderr_degrees`; `classic` for every attribute of its own, once both means together moved by
-            less than 0.08 in a block of 500 images, or at 10,000 positives.
+            less than 0.08, each in the last block of 500 images that had a member of its group, or at 10,000 positives.
         stderr_degrees: Threshold of `stderr`.
 
     Raises:
@@ -160,14 +160,15 @@ def find_directions(
     """
     moments: Moments | None = None
     shape = len(estimators), len(names)
-    active = np.ones(shape, np.float32)
+    active, movement = np.ones(shape, np.float32), np.full((shape[0], 2, shape[1]), np.inf)
     for latents, attributes, weights in _regroup(encode, batches, shape):
         if moments is None:
             moments, origin = init_moments(*shape, latents.shape[1]), latents.mean(axis=0)
         before = moments
         moments = update_moments(moments, latents - origin, attributes, weights * active[:, None])
         if rule == "classic":
-            active *= ~_has_stopped(before, moments)
+            movement = _follow_movement(movement, before, moments)
+            active *= ~_has_stopped(movement, moments)
         elif rule == "stderr":
             active *= not bool(np.all(_standard_error_degrees(moments) < stderr_degrees))
         if not active.any():
@@ -205,10 +206,13 @@ def _varying_in(attributes: Int8[np.ndarray, "n attributes"]) -> Bool[np.ndarray
 def orthogonalize(direction: Float[np.ndarray, " latent"], others: Vectors) -> Float[np.ndarray, " latent"]:
     """Return the unit vector of the part of a direction that is orthogonal to all others.
 
+    The others may depend on one another: their rank is taken as `numpy.linalg.matrix_rank` takes it, in float32.
+
     Raises:
         ValueError: Nothing is left of it: it lies in the span of the others.
     """
-    basis, _ = np.linalg.qr(np.asarray(others, np.float64).T)
+    basis, sizes, _ = np.linalg.svd(np.asarray(others, np.float64).T, full_matrices=False)
+    basis = basis[:, sizes > sizes.max(initial=0) * max(others.shape) * np.finfo(np.float32).eps]
     rest = direction.astype(np.float64)
     for _ in range(2):  # once more, for rounding (Kahan & Parlett: twice is enough)
         rest = rest - basis @ (basis.T @ rest)
@@ -310,11 +314,16 @@ def _standard_error_degrees(moments: Moments) -> np.ndarray:
     return np.where(np.isnan(error), np.inf, np.degrees(error))
 
 
-def _has_stopped(before: Moments, after: Moments) -> np.ndarray:
+def _follow_movement(movement: np.ndarray, before: Moments, after: Moments) -> np.ndarray:
+    """Return how far each mean moved in the last block with a member of its group, infinite before its second one."""
+    counts = [np.asarray(moments.count) for moments in (before, after)]
+    moved = np.linalg.norm(np.asarray(after.mean) - np.asarray(before.mean), axis=-1)
+    return np.where(counts[1] > counts[0], np.where(counts[0] > 0, moved, np.inf), movement)
+
+
+def _has_stopped(movement: np.ndarray, after: Moments) -> np.ndarray:
     """Return which directions have stopped: both means moved by less than 0.08 together, or 10,000 positives."""
-    moved = np.linalg.norm(np.asarray(after.mean) - np.asarray(before.mean), axis=-1).sum(axis=1)
-    started = (np.asarray(before.count) > 0).all(axis=1)
-    return (started & (moved < CLASSIC_MOVEMENT)) | (np.asarray(after.count)[:, 1] >= CLASSIC_POSITIVES)
+    return (movement.sum(axis=1) < CLASSIC_MOVEMENT) | (np.asarray(after.count)[:, 1] >= CLASSIC_POSITIVES)
 
 
 def _make_directions(moments: Moments, names: Sequence[str], estimators: Sequence[str]) -> Directions:

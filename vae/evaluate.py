@@ -215,7 +215,7 @@ def score_samples(
 def frechet_distance(one: Codes, other: OtherCodes) -> float:
     """Return |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of Gaussians fitted to both sets (Heusel et al. 2017)."""
     shift = one.mean(axis=0) - other.mean(axis=0)
-    first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    first, second = (np.atleast_2d(np.cov(points, rowvar=False)) for points in (one, other))
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0)).sum()
@@ -228,11 +228,10 @@ def density_and_coverage(samples: OtherCodes, real: Codes, neighbours: int = 5) 
     Args:
         samples: Points (m, d) to judge.
         real: Points (n, d), n > neighbours.
-        neighbours: The k whose distance is the radius of the ball around each real point.
+        neighbours: The k whose distance is the radius of the open ball around each real point.
     """
-    from sklearn.metrics.pairwise import euclidean_distances
-    from sklearn.neighbors import NearestNeighbors
+    from scipy.spatial.distance import cdist  # equal points have equal distances, to the bit
 
-    radius = NearestNeighbors().fit(real).kneighbors(real, neighbours + 1)[0][:, -1]
-    inside = euclidean_distances(real, samples) <= radius[:, None]
+    radius = np.partition(cdist(real, real), neighbours, axis=1)[:, neighbours]
+    inside = cdist(real, samples) < radius[:, None]
     return float(inside.sum(axis=0).mean() / neighbours), float(inside.any(axis=1).mean())

@@ -136,6 +136,32 @@ def test_classic_stops_every_attribute_of_its_own_at_unit_length_whatever_the_ba
         np.testing.assert_array_equal(find(images, attributes, size, rule="classic").vectors, found.vectors)
 
 
+def classic_positives(latents: np.ndarray, has: np.ndarray) -> int:
+    """How many positives the original's loop reads, as it is written in it, of posterior means in blocks of 500."""
+    sums, counts, means, moved = np.zeros((2, LATENT)), [0, 0], np.zeros((2, LATENT)), [0.0, 0.0]
+    for start in range(0, len(latents), 500):
+        block, members = latents[start : start + 500], has[start : start + 500]
+        for group, chosen in enumerate((~members, members)):
+            if chosen.any():
+                sums[group] += block[chosen].sum(axis=0)
+                counts[group] += int(chosen.sum())
+                moved[group] = float(np.linalg.norm(sums[group] / counts[group] - means[group]))
+                means[group] = sums[group] / counts[group]
+        if counts[1] and sum(moved) < 0.08:
+            break
+    return counts[1]
+
+
+@pytest.mark.parametrize("shares", [(0.0005, 0.001, 0.003), (0.01, 0.05, 0.5)])
+def test_classic_stops_where_the_original_does_however_rare_the_attribute(shares: tuple[float, ...]) -> None:
+    """Where a block has no positive, the movement of the last one that had some stands."""
+    images, _ = population(60_000, spread=0.3)
+    images[:, 0] += 20  # far from 0, where the original's means begin
+    has = np.random.default_rng(5).random((len(images), 3)) < shares
+    found = find(images, np.where(has, 1, -1).astype(np.int8), rule="classic")
+    assert found.n_positive.tolist() == [classic_positives(images, column) for column in has.T]
+
+
 def test_classic_normalises_at_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directions, "CLASSIC_MOVEMENT", 0.0)
     monkeypatch.setattr(directions, "CLASSIC_POSITIVES", 1000)
@@ -210,6 +236,24 @@ def test_orthogonal_directions() -> None:
     assert np.linalg.norm(clean) == pytest.approx(1, rel=1e-6) and clean @ one > 0
     with pytest.raises(ValueError, match="span"):
         directions.orthogonalize(others[0] - 2 * others[3], others)
+
+
+@pytest.mark.parametrize("dependent", ["opposite", "twice", "sum", "nearly"])
+def test_a_direction_is_made_orthogonal_to_dependent_others_and_to_nothing_else(dependent: str) -> None:
+    """The others of complementary attributes are v and -v; the span they share is cut once, as float64's SVD says."""
+    generator = np.random.default_rng(0)
+    one, others = generator.standard_normal(LATENT), generator.standard_normal((3, LATENT))
+    independent = others.copy()
+    extra = {
+        "opposite": -others[0],
+        "twice": others[1],
+        "sum": others[0] + others[2],
+        "nearly": -others[0] * (1 + 1e-7),
+    }
+    others = np.concatenate([others, extra[dependent][None]]).astype(np.float32)
+    wanted = one - independent.T @ np.linalg.lstsq(independent.T, one, rcond=None)[0]
+    clean = directions.orthogonalize(one, others)
+    np.testing.assert_allclose(clean, wanted / np.linalg.norm(wanted), atol=1e-5)
 
 
 def test_where_the_others_span_all_dimensions_the_balanced_direction_stands() -> None:

@@ -170,6 +170,13 @@ def test_frechet_distance_of_moved_and_scaled_points(count: int) -> None:
         np.testing.assert_allclose(evaluate.frechet_distance(points, other), want, rtol=1e-6, atol=1e-6 * trace)
 
 
+def test_frechet_distance_of_points_on_a_line() -> None:
+    """Of Gaussians in one dimension it is (μ₁ - μ₂)² + (σ₁ - σ₂)²."""
+    one, other = GENERATOR.normal(size=(50, 1)), GENERATOR.normal(3, 2, (60, 1))
+    want = (one.mean() - other.mean()) ** 2 + (one.std(ddof=1) - other.std(ddof=1)) ** 2
+    np.testing.assert_allclose(evaluate.frechet_distance(one, other), want, rtol=1e-9)
+
+
 def discs(count: int) -> np.ndarray:
     """Pictures of blurred discs whose centres lie anywhere in the middle: few degrees of freedom, as in digits."""
     centres = GENERATOR.uniform(8, 20, (count, 2, 1, 1))
@@ -188,6 +195,17 @@ def test_density_and_coverage_by_brute_force() -> None:
     density, coverage = evaluate.density_and_coverage(samples, real, neighbours=4)
     np.testing.assert_allclose(density, balls.sum() / 4 / 20)
     np.testing.assert_allclose(coverage, np.mean([row.max() for row in balls]))
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "scale", "shift"), [(1, 1, 0), (2, 1, 0), (50, 1, 0), (3, 1e-3, 10), (8, 1e6, 0)]
+)
+def test_points_are_as_dense_as_themselves(dimensions: int, scale: float, shift: float) -> None:
+    """An open ball to the k-th neighbour holds k points, its centre among them, so density is 1 exactly, as in prdc."""
+    points = shift + scale * GENERATOR.normal(size=(300, dimensions))
+    assert evaluate.density_and_coverage(points.copy(), points) == (1, 1)
+    shuffled = GENERATOR.permutation(points)
+    assert evaluate.density_and_coverage(shuffled, points) == (1, 1)
 
 
 def test_density_and_coverage_of_more_of_the_same() -> None:
