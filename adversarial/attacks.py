@@ -1,8 +1,11 @@
 """Adversarial attacks on any differentiable `logits(images)`, in L∞ and L2, as pure functions.
 
-With the cross-entropy L(x, y) = Σ over the batch of -log softmax(logits(x))_y, an untargeted attack climbs L at the
-true class, a targeted one descends it at the class it wants. Steps go along sign ∇L in L∞ and along ∇L / ‖∇L‖ of every
-image in L2, then back into the ball of radius ε about the image and into the range of pixels.
+With the cross-entropy L(x, y) = Σ over the batch of -log p_y, p = softmax(logits(x)), an untargeted attack climbs L at
+the true class, a targeted one descends it at the class it wants. Steps go along sign ∇L in L∞ and along ∇L / ‖∇L‖ of
+every image in L2, then back into the ball of radius ε about the image and into the range of pixels.
+
+The length of ∇L does not matter, so it is taken of the log odds log((1 - p_y) / p_y), which has the same direction:
+∇L = (1 - p_y) ∇(log odds). Where p_y rounds to 1, ∇L is 0 and hides the way («masked gradients»), the other is not.
 
 All attacks have one argument order, `(key, logits, images, labels, *, epsilon, …) -> AttackResult`. An own attack is
 such a function and a line of `ATTACKS`; it gets those of the settings `steps`, `step_size`, `restarts`, `momentum` and
@@ -19,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
@@ -49,7 +53,7 @@ Attack = Callable[..., AttackResult]
 
     key: A key of every image, or one from which those are split; ignored by attacks without randomness.
     logits: Images to logits.
-    images: Pixels within the bounds.
+    images: Pixels within the bounds; outside `jit` others are an error (`check_bounds`).
     labels: The true classes, or the targets.
     epsilon: Radius of the ball, in the unit of the pixels.
     targeted: Make the label likelier, not less likely.
@@ -75,11 +79,9 @@ def fgsm(
     Source: Goodfellow et al. 2015, arXiv 1412.6572; the step towards a class, Kurakin et al. 2017, arXiv 1607.02533.
     """
     del key
-    gradient, (low, high) = input_gradient(logits, images, labels, targeted), bounds
-    if norm == "linf":
-        moved = jnp.clip(images + epsilon * jnp.sign(gradient), low, high)
-    else:
-        moved = jnp.clip(images + epsilon * gradient / _positive(_length(gradient)), low, high)
+    check_bounds(images, bounds)
+    direction = _direction(_gradient(log_odds, logits, images, labels, targeted), norm)
+    moved = jnp.clip(images + epsilon * direction, *bounds)
     return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted))
 
 
@@ -151,7 +153,7 @@ def pgd(
     def attack_from_start(keys: Key[Array, " n"]) -> tuple[AttackResult, Float[Array, " n"]]:
         moved = jax.vmap(lambda key: random_in_ball(key, images.shape[1:], norm))(keys)
         result = walk(jnp.clip(images + epsilon * moved, *bounds), targeted=targeted, norm=norm, bounds=bounds)
-        gain = loss(logits, result.images, labels)
+        gain = log_odds(evaluate_logits(logits, result.images), labels)
         return result, jnp.where(jnp.asarray(targeted), -gain, gain)
 
     keys = jax.vmap(lambda key: jax.random.split(key, restarts), out_axes=1)(split_keys(key, len(images)))
@@ -231,6 +233,22 @@ class SweptAttack:
         return sweep(self.attack, key, logits, images, labels, targeted, epsilons, norm=self.norm, **settings)
 
 
+def check_bounds(images: Images, bounds: Bounds) -> None:
+    """Refuse images that leave the bounds, which an attack would clip and so move farther than ε.
+
+    Within `jit` their values are not known, and nothing is checked.
+
+    Raises:
+        ValueError: A pixel is out of the bounds or not a number.
+    """
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    pixels = np.asarray(images)  # in NumPy, for JAX would trace it within a loop
+    low, high = float(pixels.min()), float(pixels.max())
+    if not bounds[0] <= low <= high <= bounds[1]:
+        raise ValueError(f"images reach from {low:g} to {high:g}, expected them within the bounds, {bounds}")
+
+
 def evaluate_logits(logits: Logits, images: Images) -> Float[Array, "n classes"]:
     """Return the logits of all images."""
     return apply_in_cache(logits, images)
@@ -241,14 +259,19 @@ def loss(logits: Logits, images: Images, labels: Labels) -> Float[Array, " n"]:
     return _cross_entropy(evaluate_logits(logits, images), labels)
 
 
+def log_odds(logits: Float[AnyArray, "n classes"], labels: Labels) -> Float[Array, " n"]:
+    """Return log((1 - p_y) / p_y) = log Σ over the other classes of exp(logits) - logits_y, the odds against the label.
+
+    The cross-entropy is log(1 + the odds), so it grows with them.
+    """
+    own = jnp.arange(logits.shape[1])[None] == labels[:, None]
+    others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
+    return others - jnp.sum(jnp.where(own, logits, 0), axis=1)
+
+
 def input_gradient(logits: Logits, images: Images, labels: Labels, targeted: bool | Bool[AnyArray, ""]) -> Images:
     """Return ∇ₓL, negated if targeted; L is a sum over the batch, so no image's gradient depends on the others."""
-
-    def differentiate(images: Images, labels: Labels) -> Images:
-        return jax.grad(lambda x: jnp.sum(_cross_entropy(logits(x), labels)))(images)
-
-    gradient = apply_in_cache(differentiate, images, labels)
-    return jnp.where(jnp.asarray(targeted), -gradient, gradient)
+    return _gradient(_cross_entropy, logits, images, labels, targeted)
 
 
 def class_at_rank(logits: Logits, images: Images, rank: int = 1) -> Labels:
@@ -286,6 +309,22 @@ def split_keys(key: Key[Array, "*n"], count: int) -> Key[Array, " n"]:
     return key if key.ndim else jax.random.split(key, count)
 
 
+def _gradient(
+    objective: Callable[[Array, Labels], Float[Array, " n"]],
+    logits: Logits,
+    images: Images,
+    labels: Labels,
+    targeted: bool | Bool[AnyArray, ""],
+) -> Images:
+    """Return the gradient of a function of logits and labels in the images, negated if targeted."""
+
+    def differentiate(images: Images, labels: Labels) -> Images:
+        return jax.grad(lambda x: jnp.sum(objective(logits(x), labels)))(images)
+
+    gradient = apply_in_cache(differentiate, images, labels)
+    return jnp.where(jnp.asarray(targeted), -gradient, gradient)
+
+
 def _walk(
     logits: Logits,
     images: Images,
@@ -301,11 +340,12 @@ def _walk(
     momentum: float | None = None,
 ) -> AttackResult:
     """Take steps from `start`, within the ball about the images."""
+    check_bounds(images, bounds)
     length = REACH * epsilon / steps if step_size is None else step_size
 
     def step(_: Array, state: tuple[Images, Images]) -> tuple[Images, Images]:
         moved, velocity = state
-        gradient = input_gradient(logits, moved, labels, targeted)
+        gradient = _gradient(log_odds, logits, moved, labels, targeted)
         if momentum is not None:
             norm_1 = jnp.sum(jnp.abs(gradient), (1, 2, 3), keepdims=True)
             gradient = velocity = momentum * velocity + gradient / _positive(norm_1)
@@ -326,7 +366,8 @@ def _sweep_fgsm(
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
-    directions = jax.vmap(lambda row, aimed: _direction(input_gradient(logits, images, row, aimed), norm))(
+    check_bounds(images, bounds)
+    directions = jax.vmap(lambda row, aimed: _direction(_gradient(log_odds, logits, images, row, aimed), norm))(
         labels, targeted
     )
 

@@ -78,6 +78,71 @@ def test_projected_gradient_descent_is_that_of_foolbox(
     assert int(ours.success.sum()) >= int(success.sum())
 
 
+def sure(images: Array) -> Array:
+    """Logits of the network, so far apart that float32 takes the likeliest class for certain."""
+    return 1000 * network(images)
+
+
+def test_where_the_probability_rounds_to_one_the_gradient_is_that_of_float64() -> None:
+    """The cross-entropy's is wrong or 0 there in float32; in float64 it is small, and its direction is known."""
+    first, second = (jax.random.normal(jax.random.key(seed), shape) for seed, shape in ((1, (48, 16)), (2, (16, 5))))
+
+    def certain(images: Array) -> Array:  # whose weights are the same in float64
+        return 6 * jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first) @ second
+
+    images = jax.random.uniform(jax.random.key(3), (100, 4, 4, 3))
+    labels = jnp.argmax(certain(images), axis=1)
+    odds = np.asarray(attacks.log_odds(certain(images), labels))
+    chosen = np.flatnonzero((odds < -17) & (odds > -25))  # 1 - p from 4e-8 to 1e-11
+    assert len(chosen) >= 10 and jax.nn.softmax(certain(images))[chosen].max(axis=1).min() == 1
+    images, labels = images[chosen], labels[chosen]
+    blind = np.asarray(attacks.input_gradient(certain, images, labels, False))
+    with jax.enable_x64(True):
+        doubles = jnp.asarray(np.asarray(images, np.float64))
+        exact = np.asarray(attacks.input_gradient(certain, doubles, labels, False))
+    assert np.mean(np.sign(blind) == np.sign(exact)) < 0.9
+    moved = np.asarray(attacks.fgsm(KEY, certain, images, labels, epsilon=0.01, bounds=(-1, 2)).images)
+    assert np.mean(np.sign(moved - images) == np.sign(exact)) > 0.999
+    moved = attacks.fgsm(KEY, certain, images, labels, epsilon=0.01, norm="l2", bounds=(-1, 2)).images
+    lengths = np.linalg.norm(exact.reshape(len(exact), -1), axis=1)[:, None, None, None]
+    np.testing.assert_allclose((moved - images) / 0.01, exact / lengths, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("targeted", [False, True])
+def test_no_attack_is_blind_to_a_network_that_is_sure(name: str, targeted: bool, images: Array, labels: Array) -> None:
+    """Logits times 1,000 name the same classes, so the network is no more robust."""
+    aims = attacks.class_at_rank(network, images, 2) if targeted else labels
+    settings = attacks.select_settings(ATTACKS[name], {"steps": 10, "restarts": 2})
+    plain, certain = (
+        ATTACKS[name](KEY, function, images, aims, epsilon=0.3, targeted=targeted, **settings)
+        for function in (network, sure)
+    )
+    assert plain.success.sum() > 6
+    assert certain.success.sum() >= 0.8 * plain.success.sum()
+
+
+@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize(("pixel", "told"), [(255.0, "to 255"), (-0.01, "from -0.01"), (np.nan, "nan")])
+def test_images_outside_the_bounds_are_refused(
+    name: str, pixel: float, told: str, images: Array, labels: Array
+) -> None:
+    """They would be clipped, and so moved by more than ε."""
+    outside = images.at[3, 1, 2, 0].set(pixel)
+    with pytest.raises(ValueError, match=rf"images reach .*{told}.* expected them within the bounds, \(0.0, 1.0\)"):
+        ATTACKS[name](KEY, network, outside, labels, epsilon=0.1)
+    with pytest.raises(ValueError, match="images reach"):
+        attacks.sweep(ATTACKS[name], KEY, network, outside, labels[None], np.asarray([False]), np.asarray([0.1]))
+    moved = ATTACKS[name](KEY, network, 2 * images - 1, labels, epsilon=0.1, bounds=(-1, 1))
+    assert jnp.abs(moved.images - (2 * images - 1)).max() <= 0.1 + 1e-6
+
+
+def test_log_odds_are_those_of_the_probabilities(images: Array, labels: Array) -> None:
+    logits = network(images)
+    of_label = np.asarray(jax.nn.softmax(logits), np.float64)[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(attacks.log_odds(logits, labels), np.log(1 - of_label) - np.log(of_label), rtol=1e-4)
+
+
 def test_one_step_with_any_momentum_is_fgsm(images: Array, labels: Array) -> None:
     step = attacks.momentum_iterative(KEY, network, images, labels, epsilon=0.1, step_size=0.1, steps=1, momentum=0.9)
     np.testing.assert_array_equal(step.images, attacks.fgsm(KEY, network, images, labels, epsilon=0.1).images)
