@@ -1,10 +1,13 @@
 """Settings of the attack experiment and their presets; imports nothing heavy, so that `--help` is quick."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 from latentlab.errors import UserError
+
+NORMS = {"linf": "L∞", "l2": "L2"}
 
 
 @dataclass(frozen=True)
@@ -88,3 +91,10 @@ DEMO = AdversarialConfig()
 QUICK = replace(DEMO, epsilons=(0, 0.01, 0.1))
 ORIGINAL = replace(DEMO, epsilons=(0, 0.01, 0.1, 0.15))
 PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}
+
+
+def describe_attack(results: Mapping[str, Any]) -> str:
+    """Return what a robust accuracy stands for, «PGD in L∞, steps 10, restarts 1»; runs of before kept no settings."""
+    settings: Mapping[str, float] = results.get("attack_settings", {})
+    told = [f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items()]
+    return ", ".join([f"{str(results['attack']).upper()} in {NORMS[results['norm']]}", *told])

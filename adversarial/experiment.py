@@ -231,6 +231,7 @@ def attack_photos(
     accuracy = robustness.estimate_accuracy(metrics.rows(), epsilons)
     measures = {
         **_describe_setting(config, classifier),
+        "attack_settings": dict(attack.settings),
         "labels": config.labels,
         "photos": len(paths),
         "clean_accuracy": float(accuracy["accuracy"][0]),

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from adversarial.config import describe_attack
 from latentlab.figures import BLUE, ORANGE, save
 from latentlab.storage.run_directory import read_json, read_npz
 
@@ -18,7 +19,6 @@ BARS = 4
 SHOWN_RADII = 6
 LONGEST = 28  # characters of a name
 GREY = "0.55"
-NORMS = {"linf": "L∞", "l2": "L2"}
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Entry = Mapping[str, Any]
@@ -133,9 +133,7 @@ def robust_accuracy(results: Mapping[str, Any]) -> Figure:
         axes.fill_between(levels, low, high, color=colour, alpha=0.15, linewidth=0)
     _radii(axes, levels)
     axes.set(ylim=(-0.02, 1.02), ylabel="photos recognised")
-    axes.set_title(
-        f"{results['photos']:,} photos, {results['attack'].upper()} in {NORMS[results['norm']]}", fontsize=12
-    )
+    axes.set_title(f"{results['photos']:,} photos, {describe_attack(results)}: an upper bound", fontsize=12)
     axes.legend(frameon=False)
     return figure
 

@@ -1,4 +1,7 @@
-"""The share of photos that a classifier still recognises when each is moved by up to ε: its robust accuracy."""
+"""The share of photos that a classifier still recognises when each is moved by up to ε: its robust accuracy.
+
+What is measured is an upper bound: a stronger attack, more steps or more restarts may find what this one did not.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +15,7 @@ from scipy.stats import binomtest
 
 from adversarial.attacks import SweptAttack, evaluate_logits
 from adversarial.classifier import Classifier, in_unit_range
+from adversarial.config import describe_attack
 from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, most_grey_levels
 from latentlab.arrays import AnyArray
 from latentlab.parallel import LocalRows, batched_apply
@@ -125,7 +129,10 @@ def _shares(name: str, survived: Bool[np.ndarray, "photos epsilons"]) -> dict[st
 
 def summarize(results: Mapping[str, Any]) -> str:
     """Return the results in a few lines for the terminal."""
-    lines = [f"{results['photos']} photos, clean accuracy {results['clean_accuracy']:.1%}; robust accuracy:"]
+    lines = [
+        f"{results['photos']} photos, clean accuracy {results['clean_accuracy']:.1%}; robust accuracy against "
+        f"{describe_attack(results)}, an upper bound:"
+    ]
     for entry in results["robust_accuracy"]:
         lines.append(
             "  epsilon {epsilon:g} of {epsilon_range} ({epsilon_grey_levels:.4g} grey levels): {accuracy:.1%} "

@@ -64,7 +64,7 @@ function attack(section) {
   ];
 }
 
-function robust({ photos, levels, curves }) {
+function robust({ photos, attack, levels, curves }) {
   const made = chart({ label: "Share of photos that are still recognised, against ε", x: levels, xLabel: "ε, grey levels", yLabel: "recognised",
     curves: curves.map(({ name, value }, index) => ({ name, values: value, hue: ["blue", "orange"][index], dash: index ? "7 4" : null })), band: curves[0] });
   const told = el("p");
@@ -74,7 +74,7 @@ function robust({ photos, levels, curves }) {
   };
   const one = slider("ε", levels.length, 0, show, (at) => `${significant(levels[at], 3)} grey levels`);
   show(0);
-  return [el("p", {}, `${photos.toLocaleString("en")} photos.`), el("div", { class: "controls" }, one.box), made.node, told];
+  return [el("p", {}, `${photos.toLocaleString("en")} photos against ${attack}. This is an upper bound: a stronger attack may find more.`), el("div", { class: "controls" }, one.box), made.node, told];
 }
 
 sectionMakers.attack = attack;

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from adversarial.figures import NORMS
+from adversarial.config import NORMS, describe_attack
 from adversarial.one_photo import TOP
 from latentlab.report.values import sprite
 from latentlab.storage.run_directory import read_json, read_npz
@@ -51,6 +51,7 @@ def accuracy_curves(results: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"accuracy": "as computed", "accuracy_8_bit": "saved with 8 bits"}
     return {
         "photos": int(results["photos"]),
+        "attack": describe_attack(results),
         "levels": [float(entry["epsilon_grey_levels"]) for entry in entries],
         "curves": [
             {

@@ -143,7 +143,9 @@ def test_robust_accuracy_of_a_folder(
     assert attack(*options, "--batch-size", "3", "--labels", "predictions") == 0
     directory = tmp_path / "run"
     assert cli.main(["check", str(directory)]) == 0
-    assert "7 photos, clean accuracy 100.0%" in capsys.readouterr().out
+    stands_for = "PGD in L∞, steps 3, restarts 1" if method == "pgd" else "FGSM in L∞"
+    told = f"7 photos, clean accuracy 100.0%; robust accuracy against {stands_for}, an upper bound:"
+    assert told in capsys.readouterr().out
     results, rows = read_json(directory / "results.json"), MetricsLog(directory / "metrics.jsonl").rows()
     assert results["photos"] == len(rows) == 7 and results["clean_accuracy"] == 1
     accuracy = [entry["accuracy"] for entry in results["robust_accuracy"]]

@@ -288,13 +288,17 @@ def test_robust_accuracy_follows_its_slider(browser: Browser, tmp_path: Path) ->
          for end, less in (("", 0.0), ("_low", 0.1), ("_high", -0.1))}}
         for level, value in ((0.0, 0.9), (2.55, 0.4), (5.1, 0.15))
     ]  # fmt: skip
+    results: dict[str, Any] = {"photos": 20, "robust_accuracy": entries, "attack": "pgd", "norm": "linf"}
+    results["attack_settings"] = {"steps": 3}
     sections = {
-        "attack": {"title": "Attack", "robust": accuracy_curves({"photos": 20, "robust_accuracy": entries})},
+        "attack": {"title": "Attack", "robust": accuracy_curves(results)},
         "made": {"title": "How it was made", "command": "python run.py", "parts": [], "files": []},
     }
     html = report_page.format_html({"run": "robust", "sections": sections})
     (tmp_path / "index.html").write_text(html, "utf-8")
     shown, complaints = opened(browser, tmp_path / "index.html")
+    told = "20 photos against PGD in L∞, steps 3. This is an upper bound: a stronger attack may find more."
+    expect(shown.locator("#attack p").first).to_have_text(told)
     shown.locator("#attack input[type=range]").focus()
     shown.keyboard.press("ArrowRight")
     expect(shown.locator("#attack .slider output")).to_have_text("2.55 grey levels")

@@ -11,6 +11,7 @@ from jax import Array
 from adversarial import attacks, robustness
 from adversarial.attacks import SweptAttack
 from adversarial.classifier import wrap_classifier
+from adversarial.config import describe_attack
 from adversarial.pixels import RANGES, Epsilon, most_grey_levels, round_inward
 from latentlab.parallel import LocalRows
 
@@ -94,5 +95,9 @@ def test_results_and_summary_carry_epsilon_with_its_range() -> None:
     found = robustness.estimate_accuracy([{"correct": [True] * 4, "correct_8_bit": [True] * 4}], EPSILONS)
     entries: list[dict[str, Any]] = robustness.describe_accuracy(found, EPSILONS)
     assert entries[2]["epsilon_range"] == "[0, 1]" and entries[2]["epsilon_grey_levels"] == pytest.approx(2.55)
-    told = robustness.summarize({"photos": 1, "clean_accuracy": 1.0, "robust_accuracy": entries})
+    results: dict[str, Any] = {"photos": 1, "clean_accuracy": 1.0, "robust_accuracy": entries, "attack": "pgd"}
+    results |= {"norm": "linf", "attack_settings": {"steps": 10, "restarts": 2, "step_size": 0.01}}
+    told = robustness.summarize(results)
+    assert "robust accuracy against PGD in L∞, steps 10, restarts 2, step size 0.01, an upper bound:" in told
+    assert describe_attack({"attack": "fgsm", "norm": "l2"}) == "FGSM in L2", "as runs of before have it"
     assert "epsilon 0.01 of [0, 1] (2.55 grey levels): 100.0% (20.7% to 100.0%)" in told
