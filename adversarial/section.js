@@ -74,7 +74,7 @@ function robust({ photos, attack, levels, curves }) {
   };
   const one = slider("ε", levels.length, 0, show, (at) => `${significant(levels[at], 3)} grey levels`);
   show(0);
-  return [el("p", {}, `${photos.toLocaleString("en")} photos against ${attack}. This is an upper bound: a stronger attack may find more.`), el("div", { class: "controls" }, one.box), made.node, told];
+  return [el("p", {}, `${photos.toLocaleString("en")} photos. Robust accuracy against ${attack}: an upper bound, for a stronger attack may find more.`), el("div", { class: "controls" }, one.box), made.node, told];
 }
 
 sectionMakers.attack = attack;

@@ -297,7 +297,7 @@ def test_robust_accuracy_follows_its_slider(browser: Browser, tmp_path: Path) ->
     html = report_page.format_html({"run": "robust", "sections": sections})
     (tmp_path / "index.html").write_text(html, "utf-8")
     shown, complaints = opened(browser, tmp_path / "index.html")
-    told = "20 photos against PGD in L∞, steps 3. This is an upper bound: a stronger attack may find more."
+    told = "20 photos. Robust accuracy against PGD in L∞, steps 3: an upper bound, for a stronger attack may find more."
     expect(shown.locator("#attack p").first).to_have_text(told)
     shown.locator("#attack input[type=range]").focus()
     shown.keyboard.press("ArrowRight")
