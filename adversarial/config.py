@@ -96,5 +96,5 @@ PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}
 def describe_attack(results: Mapping[str, Any]) -> str:
     """Return what a robust accuracy stands for, «PGD in L∞, steps 10, restarts 1»; runs of before kept no settings."""
     settings: Mapping[str, float] = results.get("attack_settings", {})
-    told = [f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items()]
-    return ", ".join([f"{str(results['attack']).upper()} in {NORMS[results['norm']]}", *told])
+    values = [f"{name.replace('_', ' ')} {value:g}" for name, value in settings.items()]
+    return ", ".join([f"{str(results['attack']).upper()} in {NORMS[results['norm']]}", *values])

@@ -53,10 +53,10 @@ def load(path: Path, model: LatentVariableModel, md5: str = "") -> Variables:
     Raises:
         UserError: It is missing or damaged, or of another architecture: the paths and shapes that differ are named.
     """
-    path = _find(path)
-    if path.is_dir() and path.name == CHECKPOINTS.name:
-        return _newest_checkpoint(path, model)
-    arrays = _read(path, md5)
+    found = _find(path)
+    if found != path and found.is_dir():
+        return _newest_checkpoint(found, model)
+    arrays = _read(found, md5)
     template = jax.eval_shape(model.init, jax.random.key(0))
     names = dict(zip(keras_weights.paths(template), _names(model), strict=True))
     try:
@@ -65,7 +65,7 @@ def load(path: Path, model: LatentVariableModel, md5: str = "") -> Variables:
         size, latent_dim = _dimensions(arrays)
         fitting = size and (size, size, latent_dim) != (*model.image_shape[:2], model.latent_dim)
         hint = f"; expected --size {size} --latent-dim {latent_dim} for these weights" if fitting else ""
-        raise UserError(f"{path}: {error}{hint}") from error
+        raise UserError(f"{found}: {error}{hint}") from error
 
 
 def image_size(path: Path, md5: str = "") -> int:
@@ -75,8 +75,9 @@ def image_size(path: Path, md5: str = "") -> int:
         UserError: They are missing or damaged, or have no dense layer that tells it.
     """
     found = _find(path)
-    if found.is_dir() and found.name == CHECKPOINTS.name:
-        config = read_json(path / "config.json")["config"]
+    if found != path and found.is_dir():
+        run = path if (path / "config.json").exists() else path.parent  # of `all`, whose experiment `path` is
+        config = read_json(run / "config.json")["config"]
         return int(config.get("latent_arith", config).get("size", IMAGE_SHAPE[0]))
     size, _ = _dimensions(_read(found, md5))
     if not size:

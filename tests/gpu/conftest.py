@@ -5,13 +5,13 @@ import pytest
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    told = {
+    lines = {
         f"  {name}: {value}"
         for reports in terminalreporter.stats.values()
         for report in reports
         for name, value in getattr(report, "user_properties", ())
     }
-    if told:
+    if lines:
         terminalreporter.section(f"{jax.devices()[0].device_kind}: distance from float64")
-        for line in sorted(told):
+        for line in sorted(lines):
             terminalreporter.write_line(line)

@@ -1,7 +1,7 @@
 """The same numbers on this device as in float64 on the host: `pytest -m gpu` on a GPU, and in CI on a CPU.
 
 All is computed three times: in float64 on the CPU, with products at the highest precision on the default device, which
-is held against it, and in the device's own precision (TF32 on an H100), whose distance is told at the end.
+is held against it, and in the device's own precision (TF32 on an H100), whose distance is printed at the end.
 """
 
 import zlib
@@ -58,7 +58,7 @@ def assert_exact(name: str, function: Callable[..., Any], arguments: tuple[Any, 
     exact, found = on_host(function, *arguments), {}
     for precision in ("highest", "default"):
         with jax.default_matmul_precision(precision):
-            found[precision] = distance(jax.device_get(jax.jit(partial(function))(*arguments)), exact)
+            found[precision] = distance(jax.device_get(jax.jit(function)(*arguments)), exact)
     assert found["highest"] <= most
     tell(name, f"{found['highest']:.1e}, by default {found['default']:.1e}")
 
@@ -214,7 +214,7 @@ def test_attacks_stay_in_the_ball_and_raise_the_loss(
     exact = on_host(attack, *photos) if name == "fgsm" else None
     for precision, least in (("highest", 0.999), ("default", 0.9)):
         with jax.default_matmul_precision(precision):
-            found, before, after = map(np.asarray, jax.jit(partial(attack))(*photos))
+            found, before, after = map(np.asarray, jax.jit(attack)(*photos))
         assert np.abs(found - photos[1]).max() <= EPSILON + 1e-6 and found.min() >= 0 and found.max() <= 1
         assert np.mean(after) > np.mean(before)
         if exact:
@@ -233,8 +233,8 @@ def test_moments_of_directions(record_property: Tell) -> None:
     means = np.einsum("egna,nl->egal", kept, latents) / kept.sum(axis=2)[..., None]
     deviations = np.einsum("egna,egnal->egal", kept, (latents[:, None] - means[:, :, None]) ** 2)
     assert distance(found.mean, means) < 1e-6 and distance(found.deviations, deviations) < 1e-4
-    told = f"{distance(found.mean, means):.1e} and {distance(found.deviations, deviations):.1e}"
-    record_property("directions, means and deviations", told)
+    distances = f"{distance(found.mean, means):.1e} and {distance(found.deviations, deviations):.1e}"
+    record_property("directions, means and deviations", distances)
 
 
 def digits_steps(images: Array, schedule: LoopSchedule) -> tuple[TrainState, Any]:

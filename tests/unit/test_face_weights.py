@@ -85,6 +85,19 @@ def test_a_training_that_goes_on_lends_its_newest_checkpoint(tmp_path: Path) -> 
         assert weights.image_size(tmp_path) == 96
 
 
+def test_an_experiment_of_an_unfinished_run_of_all_has_the_size_that_the_run_says(tmp_path: Path) -> None:
+    (tmp_path / "latent_arith" / weights.CHECKPOINTS).mkdir(parents=True)
+    write_json(tmp_path / "config.json", {"config": {"latent_arith": {"size": 64}}})
+    assert weights.image_size(tmp_path) == weights.image_size(tmp_path / "latent_arith") == 64
+
+
+def test_a_folder_that_is_called_like_our_checkpoints_is_tensorflows(tmp_path: Path) -> None:
+    (tmp_path / weights.CHECKPOINTS.name).mkdir()
+    for read in (weights.image_size, lambda path: weights.load(path, MODEL)):
+        with pytest.raises(UserError, match=r"0 files end in \.index"):
+            read(tmp_path / weights.CHECKPOINTS.name)
+
+
 def test_encoder_and_decoder_take_any_number_of_rows(variables: Variables) -> None:
     images = np.random.default_rng(0).integers(0, 256, (CPU_ROWS + 3, 128, 128, 3), dtype=np.uint8)
     means = make_encode(MODEL, variables)(images)
