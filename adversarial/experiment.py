@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8
+from scipy.special import softmax
 from tqdm import tqdm
 
 from adversarial import figures, one_photo, photos, robustness
 from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
-from adversarial.attacks import ATTACKS, SweptAttack, select_settings
+from adversarial.attacks import ATTACKS, AttackResult, SweptAttack, select_settings
 from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
-from adversarial.config import AdversarialConfig
+from adversarial.config import DEFAULT_SIZE, AdversarialConfig
 from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
 from adversarial.results import DELIVERED, AdversarialResults, PhotoResults, RobustnessResults
@@ -33,10 +34,12 @@ from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage import assets
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.run_directory import finite_or_null
 
-DEFAULT_SIZE = 224
 PHOTOS = {"imagenet": (LABRADOR, "Labrador_retriever")}
 PACKAGED_PHOTO = ("imagenet_00_243.jpg", "bull_mastiff")
+MOST_ZERO_GRADIENTS = 0.01
+NOT_FINITE = "{}: the network gives it logits that are NaN or infinite, expected finite ones"
 
 Log = Callable[[str], None]
 Logits = Callable[[Array], Float[Array, "n classes"]]
@@ -101,7 +104,7 @@ def manifest(config: AdversarialConfig) -> Manifest:
         return Manifest(
             {}, {"robustness.npz": robustness.STORED_ARRAYS}, ("photos", "clean_accuracy"), ("robust_accuracy.png",)
         )
-    index, confidence = ArraySpec((), "int64"), ArraySpec((), "float64")
+    index, confidence = ArraySpec((), "int64"), ArraySpec((), "float64", may_be_nan=True)  # of few classes
     aimed = {DELIVERED[rank]: confidence for rank in config.targets if rank in DELIVERED}
     picture, probabilities = ArraySpec((None, None, 3), "uint8"), ArraySpec((None, None, None), "float32")
     return Manifest(
@@ -160,15 +163,18 @@ def attack_photo(
     """
     (pixels, notes), name, known_as = photo
     rows = parallel.rows_per_device(config.batch_size)
-    before = predict(classifier, pixels[None], 1)[0]
-    order, classes = np.argsort(-before, kind="stable"), classifier.classes
-    if len(order) < one_photo.TOP:
-        raise UserError(f"{config.weights}: has {len(order)} classes, expected at least {one_photo.TOP}")
+    logits, classes = evaluate(classifier, pixels[None], 1)[0], classifier.classes
+    if not np.isfinite(logits).all():
+        raise UserError(NOT_FINITE.format(name))
+    before, order = softmax(logits), one_photo.rank_classes(logits)
     true = _true_class(config, classifier, known_as, int(order[0]))
     if true != order[0]:
         log(f"adversarial: {name} is taken for {classes[order[0]].name}, not for {classes[true].name}")
     chosen = [classifier.index(target) for target in config.target_classes]
-    objectives = one_photo.make_objectives(order, true, config.targets, chosen, classes)
+    ranks = [rank for rank in config.targets if abs(rank) <= len(classes)]
+    if len(ranks) < len(config.targets):
+        log(f"adversarial: of {len(classes)} classes there is none of every rank in {config.targets}, only {ranks}")
+    objectives = one_photo.make_objectives(order, true, ranks, chosen, classes)
     epsilons = _epsilons(config)
     shown = [epsilon.value for epsilon in epsilons].index(config.epsilon)
     if config.norm == "linf" and config.epsilon and not epsilons[shown].whole_grey_levels:
@@ -186,12 +192,13 @@ def attack_photo(
         **_describe_setting(config, classifier),
         "photo": {"name": name, "size_pixels": len(pixels), "notes": list(notes)},
         "true_class": {"index": true, "name": classes[true].name, "probability": float(before[true])},
-        "top4": one_photo.describe_top(before, classes),
+        "top4": one_photo.describe_top(before, order, classes),
         "attacks": [row[shown] for row in entries],
         "sweep": [entry for row in entries for entry in row],
     }
     names = tuple(objective.name for objective in objectives)
-    return PhotoResults(config, classifier, pixels, before, sweep, names, measures)
+    _warn_of_zero_gradients(sweep.zero_gradients, log)
+    return PhotoResults(config, classifier, pixels, logits, sweep, names, measures)
 
 
 def attack_photos(
@@ -224,33 +231,47 @@ def attack_photos(
             )
             found = robustness.attack_and_classify(classifier, attack, keys, read, true, epsilons, per_device)
             for index, path in enumerate(batch):
+                if not found.is_finite[index]:
+                    raise UserError(
+                        f"{path}: the network gives it logits that are NaN or infinite, expected finite ones"
+                    )
                 row = {"photo": str(path.relative_to(root)), "label": int(true[index])}
                 row |= {"correct": found.as_floats[index].tolist(), "correct_8_bit": found.on_grid[index].tolist()}
+                row |= {"zero_gradients": finite_or_null(found.zero_gradients[index])}
                 metrics.append({**row, "notes": list(notes[index])})
             bar.update(len(batch))
     accuracy = robustness.estimate_accuracy(metrics.rows(), epsilons)
+    zero_gradients = robustness.mean_zero_gradients(metrics.rows(), epsilons)
+    _warn_of_zero_gradients(zero_gradients, log)
     measures = {
         **_describe_setting(config, classifier),
         "attack_settings": dict(attack.settings),
         "labels": config.labels,
         "photos": len(paths),
         "clean_accuracy": float(accuracy["accuracy"][0]),
-        "robust_accuracy": robustness.describe_accuracy(accuracy, epsilons),
+        "robust_accuracy": robustness.describe_accuracy(accuracy, zero_gradients, epsilons),
     }
     return RobustnessResults(config, classifier, accuracy, tuple(metrics.rows()), measures)
 
 
 def predict(classifier: Classifier, images: np.ndarray | LocalRows, batch_size: int) -> Float[np.ndarray, "*n classes"]:
     """Return probabilities for images (*n, h, w, 3), uint8 or in [0, 1], `batch_size` on a device at a time."""
+    return np.asarray(softmax(evaluate(classifier, images, batch_size), axis=-1))
+
+
+def evaluate(
+    classifier: Classifier, images: np.ndarray | LocalRows, batch_size: int
+) -> Float[np.ndarray, "*n classes"]:
+    """Return logits, as `predict` does probabilities."""
     if isinstance(images, LocalRows):
-        return batched_apply(_softmax, images, batch_size=batch_size, shared=classifier)
+        return batched_apply(_logits, images, batch_size=batch_size, shared=classifier)
     flat = images.reshape(-1, *images.shape[-3:])
-    found: np.ndarray = batched_apply(_softmax, flat, batch_size=batch_size, shared=classifier)
+    found: np.ndarray = batched_apply(_logits, flat, batch_size=batch_size, shared=classifier)
     return found.reshape(*images.shape[:-3], -1)
 
 
-def _softmax(classifier: Classifier, images: Array) -> Float[Array, "n classes"]:
-    return jax.nn.softmax(classifier.logits(images))
+def _logits(classifier: Classifier, images: Array) -> Float[Array, "n classes"]:
+    return classifier.logits(images)
 
 
 def sweep_photo(
@@ -261,31 +282,47 @@ def sweep_photo(
     labels: Int[np.ndarray, "objectives n"],
     targeted: Bool[np.ndarray, " objectives"],
     epsilons: Float[np.ndarray, " epsilons"],
-) -> Float[np.ndarray, "objectives epsilons n h w 3"]:
-    """Return attacked images in [0, 1], with one compiled call for all objectives and ε."""
+) -> AttackResult:
+    """Attack with one compiled call for all objectives and ε: images in [0, 1], (objectives, ε, n, h, w, 3)."""
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(photos)))
     rows = (photos, np.asarray(keys), labels.T)
     shared = (classifier, targeted, epsilons)
-    images = batched_apply(_sweep_rows, *rows, batch_size=1, shared=shared, static=(attack,))
-    return np.moveaxis(images, 0, 2)
+    found: AttackResult = batched_apply(_sweep_rows, *rows, batch_size=1, shared=shared, static=(attack,))
+    return jax.tree.map(lambda part: np.moveaxis(part, 0, 2), found)
 
 
 def _sweep_rows(
     attack: SweptAttack, shared: tuple[Classifier, Array, Array], photos: Array, key_data: Array, labels: Array
-) -> Float[Array, "n objectives epsilons h w 3"]:
+) -> AttackResult:
     classifier, targeted, epsilons = shared
     keys = jax.random.wrap_key_data(key_data)
-    images = attack(keys, classifier.logits, in_unit_range(photos), labels.T, targeted, epsilons).images
-    return jnp.moveaxis(images, 2, 0)
+    found = attack(keys, classifier.logits, in_unit_range(photos), labels.T, targeted, epsilons)
+    return jax.tree.map(lambda part: jnp.moveaxis(part, 2, 0), found)
 
 
 def _open(config: AdversarialConfig, given: Classifier | Logits | None) -> tuple[Classifier, int]:
     """Return the classifier and the size of its images."""
+    size: int | None = config.size or DEFAULT_SIZE
     if given is None:
         classifier, size = open_classifier(config, model_range(config))
-        return classifier, config.size or size or DEFAULT_SIZE
-    size = config.size or DEFAULT_SIZE
-    return (given if isinstance(given, Classifier) else wrap_classifier(given, size)), size
+    else:
+        classifier = given if isinstance(given, Classifier) else wrap_classifier(given, config.size or DEFAULT_SIZE)
+    if len(classifier.classes) < 2:
+        raise UserError(
+            f"{config.weights if given is None else 'classifier'}: has {len(classifier.classes)} classes, expected at "
+            "least two, for no attack can change what a photo of the only one is taken for"
+        )
+    return classifier, config.size or size or DEFAULT_SIZE
+
+
+def _warn_of_zero_gradients(shares: np.ndarray | None, log: Log) -> None:
+    """Log a warning where an attack had no direction to follow too often."""
+    worst = 0.0 if shares is None else float(np.max(shares, initial=0, where=np.isfinite(shares)))
+    if worst > MOST_ZERO_GRADIENTS:
+        log(
+            f"warning: up to {worst:.1%} of the gradients are 0 at every pixel, so the attack had no direction to go "
+            "(masked gradients): a failure of it says little about the network"
+        )
 
 
 def _epsilons(config: AdversarialConfig, *others: float) -> list[Epsilon]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from adversarial.attacks import AttackResult
 from adversarial.classifier import Class
 from adversarial.pixels import Epsilon, encode_png, linf_grey_levels, most_grey_levels, round_inward
 from latentlab.errors import UserError
@@ -15,9 +16,9 @@ TOP = 4
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Predict = Callable[[np.ndarray], Float[np.ndarray, "*batch classes"]]
-Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Any]
-"""Pictures (n, h, w, 3), labels (T, n), which rows of them are targets (T,), and ε in [0, 1] (E,), to attacked images
-in [0, 1], (T, E, n, h, w, 3)."""
+Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], AttackResult]
+"""Pictures (n, h, w, 3), labels (T, n), which rows of them are targets (T,), and ε in [0, 1] (E,), to a result whose
+images are in [0, 1], (T, E, n, h, w, 3)."""
 
 
 class Objective(NamedTuple):
@@ -36,11 +37,13 @@ class Sweep:
         probabilities: Of all classes, of the attacked images as floats.
         pictures: The same images on the 8-bit grid, as they are read back from a PNG.
         after_png: Probabilities of those.
+        zero_gradients: Share of the attack's gradients that were 0 at every pixel; None if it is not known.
     """
 
     probabilities: Float[np.ndarray, "objectives epsilons classes"]
     pictures: UInt8[np.ndarray, "objectives epsilons h w 3"]
     after_png: Float[np.ndarray, "objectives epsilons classes"]
+    zero_gradients: Float[np.ndarray, "objectives epsilons"] | None = None
 
 
 def make_objectives(
@@ -86,10 +89,12 @@ def run_sweep(
     labels = np.asarray([[objective.label] for objective in objectives])
     targeted = np.asarray([objective.targeted for objective in objectives])
     radii = np.asarray([epsilon.fraction for epsilon in epsilons], np.float32)
-    images = np.asarray(attack(photo[None], labels, targeted, radii))[:, :, 0]
+    found = attack(photo[None], labels, targeted, radii)
+    images = np.asarray(found.images)[:, :, 0]
     rounded = round_inward(images, photo, most_grey_levels(epsilons, in_linf)[:, None, None, None])
     pictures = np.stack([[encode_png(picture)[1] for picture in row] for row in rounded])
-    return Sweep(predict(images), pictures, predict(pictures))
+    zeros = None if found.zero_gradients is None else np.asarray(found.zero_gradients)[:, :, 0]
+    return Sweep(predict(images), pictures, predict(pictures), zeros)
 
 
 def describe_sweep(
@@ -129,19 +134,27 @@ def describe_sweep(
             "confidence_after_png": float(after[tops[1]]),
             "success_after_png": (tops[1] == objective.label) == objective.targeted,
             "linf_grey_levels": linf_grey_levels(found.pictures[row, column], photo),
+            "zero_gradients": None if found.zero_gradients is None else float(found.zero_gradients[row, column]),
         }
 
     return [[entry(row, column) for column in range(len(epsilons))] for row in range(len(objectives))]
 
 
+def rank_classes(logits: Float[np.ndarray, " classes"]) -> Int[np.ndarray, " classes"]:
+    """Return the classes from the likeliest to the least likely; probabilities may have underflowed to the same 0."""
+    return np.argsort(-logits, kind="stable")
+
+
 def describe_top(
-    probabilities: Float[np.ndarray, " classes"], classes: Sequence[Class], count: int = TOP
+    probabilities: Float[np.ndarray, " classes"],
+    order: Int[np.ndarray, " classes"],
+    classes: Sequence[Class],
+    count: int = TOP,
 ) -> list[dict[str, Any]]:
-    """Return the likeliest classes: index, name and probability."""
-    order = np.argsort(-probabilities, kind="stable")[:count]
+    """Return the first classes of an order: index, name and probability."""
     return [
         {"index": int(index), "name": classes[index].name, "probability": float(probabilities[index])}
-        for index in order
+        for index in order[:count]
     ]
 
 

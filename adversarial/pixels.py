@@ -32,7 +32,11 @@ class PixelRange(NamedTuple):
         return f"[{self.low:g}, {self.high:g}]"
 
 
-RANGES = {"zero-one": PixelRange(0.0, 1.0), "minus-one-one": PixelRange(-1.0, 1.0)}
+RANGES = {
+    "zero-one": PixelRange(0.0, 1.0),
+    "minus-one-one": PixelRange(-1.0, 1.0),
+    "zero-255": PixelRange(0.0, 255.0),
+}
 
 
 @dataclass(frozen=True)

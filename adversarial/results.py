@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from scipy.special import softmax
 
 from adversarial import one_photo, robustness
 from adversarial.classifier import Classifier
@@ -17,6 +18,8 @@ from latentlab.figures import file_name
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import atomic, read_json, read_npz, write_json, write_npz
 
+NO_CLASS = -1
+TINY = np.finfo(np.float32).tiny
 DELIVERED = {2: "ans16", 3: "ans17", 4: "ans18"}
 """Rank of a target, and the exercise's name for the confidence after the attack aimed at it."""
 
@@ -29,7 +32,7 @@ class PhotoResults:
         config: Settings of the run.
         classifier: What was attacked.
         photo: The photo, 0…255.
-        before: Probabilities of all classes for the photo.
+        logits: Of all classes, for the photo.
         sweep: Attacked pictures and the probabilities for them.
         objectives: Names of the objectives.
         measures: What `results.json` holds.
@@ -38,22 +41,25 @@ class PhotoResults:
     config: AdversarialConfig
     classifier: Classifier
     photo: UInt8[np.ndarray, "h w 3"]
-    before: Float[np.ndarray, " classes"]
+    logits: Float[np.ndarray, " classes"]
     sweep: Sweep
     objectives: tuple[str, ...]
     measures: Mapping[str, Any]
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of every file that `save` writes."""
-        order, attacks = np.argsort(-self.before, kind="stable"), self.measures["attacks"]
-        answers = {"ans14": np.asarray(order[1]), "ans15": np.asarray(order[3])}
-        for rank, entry in zip(self.config.targets, attacks[1:], strict=False):
+        order = one_photo.rank_classes(self.logits)
+        second, fourth = (order[place] if place < len(order) else NO_CLASS for place in (1, 3))
+        answers = {"ans14": np.asarray(second), "ans15": np.asarray(fourth)}
+        confidences = {entry["objective"]: entry["confidence"] for entry in self.measures["attacks"]}
+        for rank in self.config.targets:
             if rank in DELIVERED:
-                answers[DELIVERED[rank]] = np.asarray(entry["confidence"])
+                answers[DELIVERED[rank]] = np.asarray(confidences.get(f"rank {rank}", np.nan))
         return {
             "figures.npz": {"original": self.photo, "adversarial": self.sweep.pictures},
             "sweep.npz": {
-                "before": self.before,
+                "logits": self.logits,
+                "before": softmax(self.logits),
                 "probabilities": self.sweep.probabilities,
                 "after_png": self.sweep.after_png,
                 "classes": np.asarray([known.name for known in self.classifier.classes]),
@@ -92,7 +98,8 @@ class PhotoResults:
         measures = read_json(run_dir / "results.json")
         sweep = Sweep(swept["probabilities"], pictures["adversarial"], swept["after_png"])
         objectives = tuple(entry["objective"] for entry in measures["attacks"])
-        return cls(config, classifier, pictures["original"], swept["before"], sweep, objectives, measures)
+        logits = swept.get("logits", np.log(swept["before"] + TINY))  # runs of before kept probabilities alone
+        return cls(config, classifier, pictures["original"], logits, sweep, objectives, measures)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,17 +20,27 @@ from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, most_grey_levels
 from latentlab.arrays import AnyArray
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage.check import ArraySpec
+from latentlab.storage.run_directory import finite_or_null
 
 ACCURACIES = tuple(f"{kind}{end}" for kind in ("accuracy", "accuracy_8_bit") for end in ("", "_low", "_high"))
 STORED_ARRAYS = {name: ArraySpec((None,), "float64") for name in ("epsilons", "grey_levels", *ACCURACIES)}
 """What `robustness.npz` holds."""
 
 
-class CorrectlyClassified(NamedTuple):
-    """Which photos are recognised at every ε, as attacked and after rounding to the 8-bit grid."""
+class AttackedPhotos(NamedTuple):
+    """What an attack made of photos at every ε.
+
+    Attributes:
+        as_floats: Whether a photo is still recognised.
+        on_grid: The same after rounding to the 8-bit grid.
+        zero_gradients: Share of the gradients that were 0 at every pixel; NaN where the attack does not count them.
+        is_finite: Whether all logits were finite.
+    """
 
     as_floats: Bool[AnyArray, "n epsilons"]
     on_grid: Bool[AnyArray, "n epsilons"]
+    zero_gradients: Float[AnyArray, "n epsilons"]
+    is_finite: Bool[AnyArray, " n"]
 
 
 def attack_and_classify(
@@ -41,7 +51,7 @@ def attack_and_classify(
     labels: Int[np.ndarray, " n"],
     epsilons: Sequence[Epsilon],
     batch_size: int,
-) -> CorrectlyClassified:
+) -> AttackedPhotos:
     """Attack photos untargeted at every ε, and test whether the classifier still recognises them.
 
     Attack, rounding and both predictions are one compiled call: photos go in as uint8, truth values come out.
@@ -59,27 +69,33 @@ def attack_and_classify(
     most = most_grey_levels(epsilons, attack.norm == "linf").astype(np.float32)
     rows = (photos, np.asarray(jax.random.key_data(keys)), labels)
     settings: dict[str, Any] = {"batch_size": batch_size, "shared": (classifier, radii, most), "static": (attack,)}
-    found: CorrectlyClassified = batched_apply(_attack_and_classify_rows, *rows, **settings)
+    found: AttackedPhotos = batched_apply(_attack_and_classify_rows, *rows, **settings)
     return found
 
 
 def _attack_and_classify_rows(
     attack: SweptAttack, shared: tuple[Classifier, Array, Array], photos: Array, key_data: Array, labels: Array
-) -> CorrectlyClassified:
+) -> AttackedPhotos:
     classifier, radii, most = shared
     keys, images = jax.random.wrap_key_data(key_data), in_unit_range(photos)
-    swept = attack(keys, classifier.logits, images, labels[None], jnp.asarray([False]), radii).images[0]
+    found = attack(keys, classifier.logits, images, labels[None], jnp.asarray([False]), radii)
+    swept = found.images[0]
     pixels = photos.astype(jnp.float32)[None]
     difference = swept * GREY_LEVELS - pixels
     levels = jnp.trunc(difference + SLACK * jnp.sign(difference))
     most = most[:, None, None, None, None]
     rounded = jnp.clip(pixels + jnp.clip(levels, -most, most), 0, GREY_LEVELS) / GREY_LEVELS
 
-    def is_correct(images: Float[Array, "epsilons n h w c"]) -> Bool[Array, "n epsilons"]:
+    def classify(images: Float[Array, "epsilons n h w c"]) -> tuple[Bool[Array, "n epsilons"], Bool[Array, " n"]]:
         logits = evaluate_logits(classifier.logits, images.reshape(-1, *images.shape[2:]))
-        return labels[:, None] == jnp.argmax(logits, axis=-1).reshape(images.shape[:2]).T
+        tops = jnp.argmax(logits, axis=-1).reshape(images.shape[:2]).T
+        is_finite = jnp.isfinite(logits).reshape(*images.shape[:2], -1)
+        return labels[:, None] == tops, jnp.all(is_finite, axis=(0, 2))
 
-    return CorrectlyClassified(is_correct(swept), is_correct(rounded))
+    (as_floats, one), (on_grid, other) = classify(swept), classify(rounded)
+    zeros = jnp.full_like(found.success[0], jnp.nan, jnp.float32)
+    zeros = zeros if found.zero_gradients is None else found.zero_gradients[0]
+    return AttackedPhotos(as_floats, on_grid, zeros.T, one & other)
 
 
 def estimate_accuracy(
@@ -104,7 +120,17 @@ def estimate_accuracy(
     return found
 
 
-def describe_accuracy(found: Mapping[str, np.ndarray], epsilons: Sequence[Epsilon]) -> list[dict[str, Any]]:
+def mean_zero_gradients(
+    rows: Sequence[Mapping[str, Any]], epsilons: Sequence[Epsilon]
+) -> Float[np.ndarray, " epsilons"]:
+    """Return the mean of the photos' `zero_gradients` at every ε; NaN where a row has none, as those of before."""
+    shares = [row.get("zero_gradients") or [None] * len(epsilons) for row in rows]
+    return np.asarray(shares, np.float64).mean(axis=0)
+
+
+def describe_accuracy(
+    found: Mapping[str, np.ndarray], zero_gradients: Float[np.ndarray, " epsilons"], epsilons: Sequence[Epsilon]
+) -> list[dict[str, Any]]:
     """Return an entry for every ε, for `results.json`."""
     return [
         {
@@ -112,6 +138,7 @@ def describe_accuracy(found: Mapping[str, np.ndarray], epsilons: Sequence[Epsilo
             "epsilon_range": str(epsilon.range),
             "epsilon_grey_levels": epsilon.grey_levels,
             **{name: float(found[name][column]) for name in ACCURACIES},
+            "zero_gradients": finite_or_null(zero_gradients[column]),
         }
         for column, epsilon in enumerate(epsilons)
     ]

@@ -4,7 +4,9 @@ Layers have Keras's names in both. A Dense layer, of which there is at most one,
 new head on a base. Of depthwise kernels Keras has the last two axes the other way.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adversarial.mobilenet_v2 import MobileNetV2, multiple_of_8
+from adversarial.mobilenet_v2 import GROUPS, MobileNetV2, multiple_of_8
 from latentlab.errors import UserError
 from latentlab.storage import hdf5, keras_weights
 
 Variables = dict[str, Any]
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+NORM = "batch_normalization"
+BASE_LAYER = re.compile(r"(Conv1|expanded_conv|block_\d+|out)_")
+HARMLESS = {
+    "input", "input_layer", "dropout", "global_average_pooling2d", "flatten", "add", "re_lu", "zero_padding2d",
+    "softmax", "functional", "sequential", "model", "random_flip", "random_rotation", "random_zoom",
+    "random_translation", "random_contrast", "random_brightness",
+}  # fmt: skip
+"""Layers without weights that a MobileNetV2 has, or that change nothing outside training."""
 
 
 def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Variables]:
@@ -29,7 +39,9 @@ def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Variables]:
     """
     saved = keras_weights.read(path, md5 or None)
     try:
-        arrays = _in_our_names(saved)
+        if path.is_file():
+            _check_layers_without_weights(hdf5.layers_without_weights(path))
+        arrays = _in_our_names(_name_counted_layers(in_layers(saved)))
         network = MobileNetV2(_alpha(arrays), _classes(arrays))
         template = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         return network, keras_weights.assign(template, arrays, _names(template))
@@ -37,34 +49,72 @@ def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Variables]:
         raise UserError(f"{path}: {error}") from error
 
 
-def input_size(path: Path) -> int | None:
-    """Return the height of the images that the model in a file was built for; None where the file does not tell."""
+def in_layers(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays by layer and variable, `Conv1/kernel`, without the models around the layers.
 
-    def shapes(config: Any) -> Iterator[Any]:
-        inner = config.values() if isinstance(config, dict) else config if isinstance(config, list) else ()
-        if isinstance(config, dict):
-            yield from (config[key] for key in ("batch_shape", "batch_input_shape") if key in config)
-        for part in inner:
-            yield from shapes(part)
+    Raises:
+        UserError: Two layers have one name.
+    """
+    named: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        path, _, variable = name.rpartition("/")
+        layer = path.rpartition("/")[2]
+        named[f"{layer}/{variable.removeprefix('depthwise_')}"] = array
+    if len(named) != len(arrays):
+        raise UserError("weights: two layers have one name, expected those of a single Keras MobileNetV2")
+    return named
 
-    found = shapes(hdf5.configuration(path))
-    try:
-        return next((s[1] for s in found if isinstance(s, list) and len(s) == 4 and isinstance(s[1], int)), None)
-    except RecursionError:
-        return None
+
+def _check_layers_without_weights(names: Sequence[str]) -> None:
+    """Check that a file of weights alone has no layers whose effect only a configuration could tell.
+
+    Raises:
+        UserError: It has.
+    """
+    strange = [name for name in names if not (BASE_LAYER.match(name) or re.sub(r"_\d+$", "", name) in HARMLESS)]
+    if strange:
+        raise UserError(
+            f"layers {', '.join(strange)}: weights alone do not tell what they do; expected the whole model, "
+            "model.save('model.keras')"
+        )
+
+
+def _name_counted_layers(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays by Keras's names of layers where a file has classes and counts, `conv2d_1`, as tf-keras writes."""
+    if "Conv1/kernel" in arrays:
+        return arrays
+    blocks = [f"block_{index}" if index else "expanded_conv" for index in range(sum(count for *_, count in GROUPS))]
+    in_blocks = [("Conv1", "bn_Conv1")]
+    for block in blocks:
+        for part in ("expand", "depthwise", "project")[block == "expanded_conv" :]:
+            in_blocks.append((f"{block}_{part}", f"{block}_{part}_BN"))
+    in_blocks.append(("Conv_1", "Conv_1_bn"))
+    counts: Counter[str] = Counter()
+    names = {}
+    for layer, norm in in_blocks:
+        for kind, name in (("depthwise_conv2d" if "depthwise" in layer else "conv2d", layer), (NORM, norm)):
+            names[f"{kind}_{counts[kind]}" if counts[kind] else kind] = name
+            counts[kind] += 1
+    renamed = {}
+    for name, array in arrays.items():
+        layer, _, variable = name.rpartition("/")
+        renamed[f"{names.get(layer, layer)}/{variable}"] = array
+    return renamed
 
 
 def _in_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Layer and variable without the models around them; the Dense layer as Keras's top, if there is one alone."""
+    """Return arrays in the shapes of Flax; the Dense layer as Keras's top, if there is one alone.
+
+    One unit, whose sigmoid is the probability of the second of two classes, becomes two, the first of them 0.
+    """
     dense = {name.rpartition("/")[0] for name, array in arrays.items() if name.endswith("/kernel") and array.ndim == 2}
     renamed = {}
     for name, array in arrays.items():
-        path, _, variable = name.rpartition("/")
-        layer = "predictions" if dense == {path} else path.rpartition("/")[2]
+        layer, _, variable = name.rpartition("/")
+        if dense == {layer}:
+            layer, array = "predictions", np.insert(array, 0, 0, axis=-1) if array.shape[-1] == 1 else array
         is_depthwise = layer.endswith("depthwise") and array.ndim == 4
-        renamed[f"{layer}/{variable.removeprefix('depthwise_')}"] = array.swapaxes(2, 3) if is_depthwise else array
-    if len(renamed) != len(arrays):
-        raise UserError("weights: two layers have one name, expected those of a single Keras MobileNetV2")
+        renamed[f"{layer}/{variable}"] = array.swapaxes(2, 3) if is_depthwise else array
     return renamed
 
 

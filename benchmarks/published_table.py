@@ -20,7 +20,7 @@ from adversarial.config import AdversarialConfig
 from adversarial.pixels import RANGES, Epsilon
 from latentlab.storage import assets
 
-WEIGHTS, PHOTO, LABRADOR = PUBLISHED["imagenet"], experiment.PHOTOS["imagenet"][0], 208
+WEIGHTS, PHOTO, LABRADOR = PUBLISHED["imagenet"][0], experiment.PHOTOS["imagenet"][0], 208
 SIZE = 224
 
 
@@ -68,8 +68,8 @@ def measured() -> list[tuple[str, float]]:
         epsilons = np.asarray([Epsilon(row.epsilon, RANGES[fed]).fraction for row in rows], np.float32)
         label, targeted = np.asarray([[LABRADOR]]), np.asarray([False])
         attack = SweptAttack(attacks.fgsm)
-        images = experiment.sweep_photo(attack, 0, classifier, image[None], label, targeted, epsilons)
-        for after in experiment.predict(classifier, images[0, :, 0], 1):
+        images = experiment.sweep_photo(attack, 0, classifier, image[None], label, targeted, epsilons).images
+        for after in experiment.predict(classifier, np.asarray(images)[0, :, 0], 1):
             found.append((classifier.classes[after.argmax()].name, float(after.max())))
     return found
 

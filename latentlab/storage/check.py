@@ -16,10 +16,17 @@ DELIVERABLES = "deliverables.npz"
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What an array should have: its shape (None for any length) and type, "str" for text of any length."""
+    """What an array should have.
+
+    Attributes:
+        shape: None stands for any length.
+        dtype: "str" stands for text of any length.
+        may_be_nan: NaN stands for what does not exist, such as the fourth of two classes.
+    """
 
     shape: tuple[int | None, ...]
     dtype: str
+    may_be_nan: bool = False
 
     def complaint(self, array: np.ndarray) -> str | None:
         """Return what is wrong with an array, or None."""
@@ -30,7 +37,7 @@ class ArraySpec:
         is_text = self.dtype == "str" and array.dtype.kind == "U"
         if not fits or not (is_text or array.dtype == np.dtype(self.dtype)):
             return f"is {array.dtype} {array.shape}, {expected}"
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not self.may_be_nan and not np.isfinite(array).all():
             return f"has {int((~np.isfinite(array)).sum())} entries that are NaN or infinite"
         return None
 

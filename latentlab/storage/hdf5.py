@@ -13,7 +13,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,6 +54,13 @@ def configuration(path: Path) -> Any:
     return None
 
 
+def layers_without_weights(path: Path) -> list[str]:
+    """Return the names of those layers in a file of weights; in a list of Keras 3 their groups: class and count."""
+    with contextlib.suppress(ValueError, RecursionError):  # as `configuration`
+        return list(json.loads(_read_in_process("layers", path)))
+    return []
+
+
 def _read_in_process(what: str, path: Path) -> bytes:
     """Return what `main` writes of a file, or raise ValueError with its message."""
     command = [sys.executable, "-P", "-m", "latentlab.storage.hdf5", what, str(path.absolute())]
@@ -73,14 +80,14 @@ def _read_in_process(what: str, path: Path) -> bytes:
 
 
 def main(what: str, path: Path) -> None:
-    """Write, as the other process, the weights as NPZ, or the configuration as JSON, to standard output."""
+    """Write, as the other process, weights as NPZ, or something of `DESCRIPTIONS` as JSON, to standard output."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # where a system has no such limits
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard < 0 else min(MEMORY, hard), hard))
     try:
-        content = json.dumps(_configuration(path)).encode() if what == "configuration" else _pack(path)
+        content = _pack(path) if what == "weights" else json.dumps(DESCRIPTIONS[what](path)).encode()
     except Exception as error:  # h5py and zipfile raise many types for damaged files
         print(first_line(error), file=sys.stderr)
         raise SystemExit(1) from None
@@ -115,6 +122,28 @@ def _configuration(path: Path) -> Any:
             return json.loads(archive.read("config.json"))
     with h5py.File(path, "r") as root:
         return json.loads(root.attrs["model_config"])
+
+
+def _layers_without_weights(path: Path) -> list[str]:
+    with h5py.File(path, "r") as root:
+        if names := _strings(root, "layer_names"):
+            return [name for name in names if not _strings(_open(root, name), "weight_names")]
+        found: list[str] = []
+
+        def note(name: str, item: object) -> None:
+            if isinstance(item, h5py.Group) and name.endswith("/vars") and not len(item) and len(item.parent) == 1:
+                *_, owner, group, _ = ("", *name.split("/"))
+                own_name = item.attrs.get("name") if owner != "layers" else group  # attributes are called anything
+                found.extend([str(own_name)] if own_name else [])
+
+        root.visititems(note)
+        return found
+
+
+DESCRIPTIONS: dict[str, Callable[[Path], Any]] = {
+    "configuration": _configuration,
+    "layers": _layers_without_weights,
+}
 
 
 def _read_hdf5(source: Path | IO[bytes], config: Mapping[str, Any] | None = None) -> Named:

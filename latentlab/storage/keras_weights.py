@@ -9,8 +9,9 @@ An array is called by the path of the objects that hold it and the variable's na
   `_variable_names` cannot tell what they are.
 - Whole models and weights only in `.h5`: the outermost layer's name, then the variable's without `:0`. Models between
   the two are not in the file.
-- TensorFlow object checkpoints: attributes. `layer_with_weights-N` right before the variable becomes the layer's name
-  if the object graph tells it; any other, such as that of a model within a functional model, stays.
+- TensorFlow object checkpoints, also those in a SavedModel: attributes. `layer_with_weights-N` or `_operations/N` right
+  before the variable becomes the layer's name if the object graph tells it; any other, such as that of a model within
+  a functional model, stays. `variables/N` becomes the layer's and the variable's name.
 
 What stays is for the caller to map by order.
 
@@ -38,6 +39,11 @@ Named = Iterator[tuple[str, np.ndarray]]
 
 FLAX_TO_KERAS = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 """Variables of a BatchNorm."""
+OTHER_LISTS = ("trainable_variables", "non_trainable_variables", "_all_variables")
+LISTS = ("variables", *OTHER_LISTS)
+"""Where `export` and SavedModels keep weights by number; their names are in the object graph."""
+TRAINED = "_trainable_variables"
+"""Where a checkpoint of Keras 3's optimizer and model has the weights that the optimizer trains."""
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 MOST_PROBLEMS = 20
 """Weights that do not fit and are named in one message."""
@@ -143,10 +149,13 @@ def read_checkpoint(path: Path) -> Named:
         raise ValueError("a checkpoint by names, as TensorFlow 1 wrote it, expected one by objects")
     graph = TrackableObjectGraph.FromString(reader.get_tensor(OBJECT_GRAPH))
     types = reader.get_variable_to_dtype_map()
-    for saved in (attribute for node in graph.nodes for attribute in node.attributes):
-        key = saved.checkpoint_key
-        if types[key].is_floating and not key.startswith("optimizer/") and ".OPTIMIZER_SLOT" not in key:
-            yield _checkpoint_name(key, saved.full_name), reader.get_tensor(key)
+    saved = {a.checkpoint_key: a.full_name for node in graph.nodes for a in node.attributes}
+    is_listed = any(key.startswith("variables/") for key in saved)  # and then once more in other lists
+    for key, full_name in saved.items():
+        first, *rest = key.split("/")
+        is_weight = first != "optimizer" and ".OPTIMIZER_SLOT" not in rest and not (is_listed and first in OTHER_LISTS)
+        if types[key].is_floating and (is_weight or rest[0] == TRAINED):
+            yield _checkpoint_name(key, full_name), reader.get_tensor(key)
 
 
 READERS: dict[bytes, Callable[[Path], Named]] = {
@@ -179,9 +188,16 @@ def _reader_of(path: Path, md5: str | None) -> Callable[[Path], Named]:
 
 
 def _checkpoint_name(key: str, full_name: str) -> str:
-    """Return the key without its suffix, and with the layer's name from `full_name` in place of its number."""
-    *path, layer, variable = ("", *key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").split("/"))
+    """Return a key without its suffix, and with the layer's name from `full_name` in place of its number."""
+    path = key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").removeprefix("model/")  # tf.train.Checkpoint(model=…)
+    *models, layer, variable = ("", *path.split("/"))
+    if layer in (*LISTS, TRAINED) and variable.isdecimal() and "/" in full_name:
+        return full_name
     *_, name, last = ("", *full_name.split("/"))
-    if name and last == variable and re.fullmatch(r"layer(_with_weights)?-\d+", layer):
-        layer = name
-    return "/".join((*path, layer, variable)).strip("/")
+    is_numbered = re.fullmatch(r"layer(_with_weights)?-\d+", layer) or (
+        layer.isdecimal() and models[-1] == "_operations"
+    )
+    variable = last if variable == f"_{last}" else variable
+    if name and last == variable and is_numbered:
+        models, layer = models[:-1] if layer.isdecimal() else models, name
+    return "/".join((*models, layer, variable)).strip("/")

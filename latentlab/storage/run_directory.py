@@ -156,6 +156,17 @@ def write_json(path: Path, value: Any) -> None:
         file.write(text.encode())
 
 
+def finite_or_null(value: Any) -> Any:
+    """Return numbers, or lists and dictionaries of them, with None in the place of NaN and infinity, for JSON."""
+    if isinstance(value, Mapping):
+        return {name: finite_or_null(part) for name, part in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [finite_or_null(part) for part in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value
+
+
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays to a compressed .npz, atomically."""
     with atomic(path) as file:

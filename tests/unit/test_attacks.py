@@ -287,6 +287,22 @@ def test_one_key_is_split_into_one_for_every_image(images: Array, labels: Array)
     np.testing.assert_array_equal(one.images, many.images)
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_gradients_that_are_zero_are_counted(name: str) -> None:
+    def logits(images: Array) -> Array:
+        """Tell apart nothing that is darker than a half."""
+        return jnp.maximum(images, 0.5).mean(axis=(1, 2))
+
+    images = jnp.stack([jnp.full((4, 4, 3), level) for level in (0.2, 0.8, 0.3)])
+    settings = attacks.select_settings(ATTACKS[name], {"steps": 3, "restarts": 2})
+    labels = jnp.zeros(3, int)
+    found = ATTACKS[name](KEY, logits, images, labels, epsilon=0.1, **settings)
+    np.testing.assert_array_equal(found.zero_gradients, [1, 0, 1])
+    arguments = (KEY, logits, images, labels[None], jnp.asarray([False]), jnp.asarray([0.01, 0.1]))
+    swept = attacks.sweep(ATTACKS[name], *arguments, **settings)
+    np.testing.assert_array_equal(swept.zero_gradients, [[[1, 0, 1]] * 2])
+
+
 def test_an_own_attack_is_swept_like_any_other(images: Array, labels: Array) -> None:
     def brighten(
         key: Array, logits: Any, images: Array, labels: Array, *, epsilon: Any, **settings: Any

@@ -61,12 +61,15 @@ def test_recognised_as_floats_and_on_the_grid(batch_size: int) -> None:
         SweptAttack(attacks.fgsm),
         jax.random.split(jax.random.key(0), 3),
     )
-    correct, on_grid = robustness.attack_and_classify(classifier, attack, keys, pictures, labels, EPSILONS, batch_size)
+    correct, on_grid, zero_gradients, is_finite = robustness.attack_and_classify(
+        classifier, attack, keys, pictures, labels, EPSILONS, batch_size
+    )
     np.testing.assert_array_equal(correct[:, 0], [True, True, False])
     np.testing.assert_array_equal(on_grid[:, 0], correct[:, 0])
     np.testing.assert_array_equal(on_grid[:, 1], correct[:, 0])  # 0.255 grey levels round to none
     np.testing.assert_array_equal(correct[:, 2], [False, True, False])
-    assert correct.shape == on_grid.shape == (3, 4)
+    assert correct.shape == on_grid.shape == zero_gradients.shape == (3, 4)
+    assert is_finite.all() and not zero_gradients.any()
     if batch_size == 5:
         again = robustness.attack_and_classify(
             classifier, attack, keys, LocalRows(pictures, 3), labels, EPSILONS, batch_size
@@ -93,8 +96,9 @@ def test_rounding_on_the_device_is_that_of_saved_pictures() -> None:
 
 def test_results_and_summary_carry_epsilon_with_its_range() -> None:
     found = robustness.estimate_accuracy([{"correct": [True] * 4, "correct_8_bit": [True] * 4}], EPSILONS)
-    entries: list[dict[str, Any]] = robustness.describe_accuracy(found, EPSILONS)
+    entries: list[dict[str, Any]] = robustness.describe_accuracy(found, np.full(4, np.nan), EPSILONS)
     assert entries[2]["epsilon_range"] == "[0, 1]" and entries[2]["epsilon_grey_levels"] == pytest.approx(2.55)
+    assert entries[2]["zero_gradients"] is None
     results: dict[str, Any] = {"photos": 1, "clean_accuracy": 1.0, "robust_accuracy": entries, "attack": "pgd"}
     results |= {"norm": "linf", "attack_settings": {"steps": 10, "restarts": 2, "step_size": 0.01}}
     told = robustness.summarize(results)
