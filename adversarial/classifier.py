@@ -56,8 +56,12 @@ DOGS = (
 PUBLISHED = {"dogs": ("dog_breed_mobilenetv2.h5", 160), "imagenet": (KERAS_MOBILENET_V2, 224)}
 """Weights that have a name, the asset that they are in, and the size of their images."""
 
+ASSUMED = "a MobileNetV2 that is fed {}, with the mean over all pixels and one Dense layer at its end"
 
-@partial(jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network", "range", "classes"])
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network", "range", "classes", "assumed"]
+)
 @dataclass(frozen=True)
 class Classifier:
     """A network with all it takes to call it; a pytree whose leaves are its variables, so that `jit` takes it.
@@ -67,12 +71,14 @@ class Classifier:
         variables: The network's weights and statistics.
         range: What it is fed.
         classes: Its classes in the order of the logits.
+        assumed: What its file did not tell and is taken for granted, "" if nothing.
     """
 
     network: Any
     variables: Variables
     range: PixelRange
     classes: tuple[Class, ...]
+    assumed: str = ""
 
     def __call__(self, images: Images) -> Float[Array, "n classes"]:
         """Return the logits of images 0…255 (uint8) or in [0, 1] (floats)."""
@@ -163,7 +169,8 @@ def open_mobilenet_v2(config: AdversarialConfig, model_range: PixelRange) -> tup
     network, variables = weights.load(path, config.weights_md5)
     if network.classes is None:
         raise UserError(f"{path}: has no top, so it gives no classes; expected weights with a Dense layer at their end")
-    return Classifier(network, variables, model_range, _classes(config, network.classes)), size
+    assumed = "" if config.weights in PUBLISHED else ASSUMED.format(model_range)
+    return Classifier(network, variables, model_range, _classes(config, network.classes), assumed), size
 
 
 def open_file(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:

@@ -29,6 +29,9 @@ class AdversarialConfig:
     zero-255. auto feeds [-1, 1] to a MobileNetV2, 0…255 to a model that rescales it, and counts epsilon in [0, 1]."""
     image: str = ""
     """Photo to attack; by default one that goes with the weights."""
+    decoder: Literal["pillow", "tensorflow"] = "pillow"
+    """Whose pixels a photo has: pillow turns it upright and lays it on white; tensorflow gives those of decode_image,
+    to the bit, which for a JPEG differ by about a grey level."""
     label: str = ""
     """True class of the photo, by index or name; by default what is known of it, or the top class."""
     attack: str = "fgsm"
@@ -91,7 +94,7 @@ class AdversarialConfig:
 
 DEMO = AdversarialConfig()
 QUICK = replace(DEMO, epsilons=(0, 0.01, 0.1))
-ORIGINAL = replace(DEMO, epsilons=(0, 0.01, 0.1, 0.15))
+ORIGINAL = replace(DEMO, decoder="tensorflow", epsilons=(0, 0.01, 0.1, 0.15))
 PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}
 
 

@@ -29,6 +29,7 @@ from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
 from adversarial.results import DELIVERED, AdversarialResults, PhotoResults, RobustnessResults
 from latentlab import parallel
+from latentlab.decoding import Decoder
 from latentlab.errors import UserError
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage import assets
@@ -73,6 +74,8 @@ def run(
         f"adversarial: {config.weights}, {len(classifier.classes)} classes, images of {size}×{size} fed in "
         f"{classifier.range}; {config.attack} in {config.norm} with epsilon {epsilon}"
     )
+    if classifier.assumed:
+        log(f"adversarial: {config.weights} holds weights alone, so it is taken for {classifier.assumed}")
     results: AdversarialResults
     if config.report == "photo":
         results = attack_photo(config, classifier, attack, _read_photo(config, photo, size, log), log)
@@ -219,7 +222,7 @@ def attack_photos(
     log(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))
     epsilons, per_device = _epsilons(config, 0.0), parallel.rows_per_device(at_once)
     with tqdm(total=len(paths), initial=len(rows), desc="attacking", unit="photo", disable=None) as bar:
-        for start, read, notes in _read_batches(paths, len(rows), size, at_once):
+        for start, read, notes in _read_batches(paths, len(rows), size, at_once, config.decoder):
             batch = paths[start : start + at_once]
             true = (
                 np.asarray(labels[start : start + at_once])
@@ -332,8 +335,9 @@ def _epsilons(config: AdversarialConfig, *others: float) -> list[Epsilon]:
 
 def _describe_setting(config: AdversarialConfig, classifier: Classifier) -> dict[str, Any]:
     """Return what results begin with."""
-    setting = {"weights": config.weights, "attack": config.attack, "norm": config.norm}
-    return setting | {"pixel_range": str(classifier.range)}
+    setting = {"weights": config.weights, "attack": config.attack, "norm": config.norm, "decoder": config.decoder}
+    assumed = {"assumed": classifier.assumed} if classifier.assumed else {}
+    return setting | {"pixel_range": str(classifier.range)} | assumed
 
 
 def _read_photo(
@@ -347,7 +351,7 @@ def _read_photo(
     else:
         name, known_as = PHOTOS.get(config.weights, PACKAGED_PHOTO)
         path = assets.fetch(name, registry=REGISTRY)[0]
-    photo = photos.read(path, size)
+    photo = photos.read(path, size, config.decoder)
     for note in photo.notes:
         log(f"adversarial: {path.name}: {note}")
     return photo, path.name, known_as
@@ -380,7 +384,7 @@ def _finished_rows(metrics: MetricsLog, names: Sequence[str], at_once: int) -> l
 
 
 def _read_batches(
-    paths: Sequence[Path], done: int, size: int, at_once: int
+    paths: Sequence[Path], done: int, size: int, at_once: int, decoder: Decoder
 ) -> Iterator[tuple[int, LocalRows, dict[int, Sequence[str]]]]:
     """Yield the start of every batch of photos, this process's share of it, and what was done to all of it.
 
@@ -390,7 +394,7 @@ def _read_batches(
     batches = [(start, min(at_once, len(paths) - start)) for start in range(done, len(paths), at_once)]
     mine = [[place for place in parallel.local_rows(rows).tolist() if place < count] for _, count in batches]
     own = [paths[start + place] for (start, _), places in zip(batches, mine, strict=True) for place in places]
-    read = photos.read_ahead(own, size, at_once)
+    read = photos.read_ahead(own, size, at_once, decoder)
     for (start, count), places in zip(batches, mine, strict=True):
         held = [next(read) for _ in places]
         pixels = np.asarray([photo.pixels for photo in held], np.uint8).reshape(-1, size, size, 3)

@@ -14,6 +14,8 @@ from jaxtyping import Float32, Int, UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from adversarial.pixels import GREY_LEVELS
+from latentlab import decoding
+from latentlab.decoding import Decoder
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
 
@@ -90,10 +92,11 @@ def label_of(path: Path, root: Path, classes: Sequence[tuple[str, str]]) -> int:
     return int(word)
 
 
-def read(path: Path, size: int) -> Photo:
+def read(path: Path, size: int, decoder: Decoder = "pillow") -> Photo:
     """Read a photo as `size` × `size` pixels of 8-bit RGB, rounded to the nearest grey level.
 
-    It is turned upright as its EXIF says, laid on white where it is transparent, and of several frames the first.
+    It is turned upright as its EXIF says, laid on white where it is transparent, and of several frames the first; or
+    it is what TensorFlow decodes (`latentlab.decoding`).
 
     Raises:
         UserError: The file cannot be read, is damaged or of another format, or its sides are not within the limits.
@@ -105,14 +108,15 @@ def read(path: Path, size: int) -> Photo:
     with file:
         if not path.stat().st_size:
             raise UserError(f"{path}: is empty, expected a photo")
+        formats = decoding.FORMATS if decoder == "tensorflow" else FORMATS
         try:
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=formats)
             _check_sides(path, image)
-            rgb, notes = _upright_rgb(image)
+            rgb, notes = _read_as_tensorflow(path, image) if decoder == "tensorflow" else _upright_rgb(image)
         except UserError:
             raise
         except Image.UnidentifiedImageError as error:
-            raise UserError(f"{path}: is no photo, expected one of {', '.join(FORMATS)}") from error
+            raise UserError(f"{path}: is no photo, expected one of {', '.join(formats)}") from error
         except Image.DecompressionBombError as error:
             raise UserError(
                 f"{path}: is too large, expected at most {limits.MOST_PIXELS // 10**6} megapixels"
@@ -122,7 +126,7 @@ def read(path: Path, size: int) -> Photo:
     return Photo(_resize_to_levels(np.asarray(rgb), size), tuple(notes))
 
 
-def read_ahead(paths: Sequence[Path], size: int, ahead: int) -> Iterator[Photo]:
+def read_ahead(paths: Sequence[Path], size: int, ahead: int, decoder: Decoder = "pillow") -> Iterator[Photo]:
     """Yield what `read` makes of photos, in their order; threads read up to `ahead` of them before they are asked for.
 
     Raises:
@@ -131,7 +135,8 @@ def read_ahead(paths: Sequence[Path], size: int, ahead: int) -> Iterator[Photo]:
     import grain  # slow to import
 
     options = grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead)
-    found: Iterator[Photo] = iter(grain.MapDataset.source(paths).map(partial(read, size=size)).to_iter_dataset(options))
+    read_photo = partial(read, size=size, decoder=decoder)
+    found: Iterator[Photo] = iter(grain.MapDataset.source(paths).map(read_photo).to_iter_dataset(options))
     return found
 
 
@@ -184,6 +189,18 @@ def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if kind not in ("RGB", "RGBA"):
         notes.append(f"{kind}, made RGB")
     return image.convert("RGB"), notes
+
+
+def _read_as_tensorflow(path: Path, image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], list[str]]:
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"the first of {frames} frames")
+    if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
+        notes.append("not turned upright, as TensorFlow has it")
+    if image.has_transparency_data:
+        notes.append("transparency dropped, as TensorFlow has it")
+    return decoding.decode_as_tensorflow(path.read_bytes()), notes
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -138,7 +138,11 @@ def _find(path: Path) -> Path:
 
 
 def _read(path: Path, md5: str) -> dict[str, np.ndarray]:
-    return read_npz(path) if path.suffix == ".npz" and not md5 else _in_our_names(keras_weights.read(path, md5 or None))
+    if path.suffix != ".npz" or md5:
+        return _in_our_names(keras_weights.read(path, md5 or None))
+    arrays = read_npz(path)
+    keras_weights.check_finite(path, arrays)
+    return arrays
 
 
 def _dimensions(arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:

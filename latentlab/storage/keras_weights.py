@@ -61,7 +61,8 @@ def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
             wrong numbers.
 
     Raises:
-        UserError: The file is missing, damaged, of another kind or MD5, or needs TensorFlow to be read.
+        UserError: The file is missing, damaged, of another kind or MD5, has weights that are not finite, or needs
+            TensorFlow to be read.
     """
     reader = _reader_of(path, md5)
     arrays: dict[str, np.ndarray] = {}
@@ -79,7 +80,19 @@ def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: no readable weights of Keras or TensorFlow ({first_line(error)})") from error
     if not arrays:
         raise UserError(f"{path}: holds no weights in a layout of Keras, expected those of a saved model")
+    check_finite(path, arrays)
     return arrays
+
+
+def check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Check that weights are numbers.
+
+    Raises:
+        UserError: One of them has NaN or infinity.
+    """
+    for name, array in arrays.items():
+        if bad := int(np.count_nonzero(~np.isfinite(array))):
+            raise UserError(f"{path}: {name} has {bad} entries that are NaN or infinite, expected finite weights")
 
 
 def assign(template: Tree, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> Tree:

@@ -16,7 +16,7 @@ import numpy as np
 
 SIZE = 32
 CLASSES = 5
-GAIN = 1.5
+GAIN, HEAD_GAIN = 1.5, 0.2  # so that images differ, and probabilities are neither 0 nor 1
 
 
 def randomize(model):
@@ -29,8 +29,9 @@ def randomize(model):
         elif name in ("moving_mean", "beta", "bias"):
             variable.assign(draw.normal(0, 0.3, variable.shape))
         elif name in ("kernel", "depthwise_kernel"):
-            inputs = np.prod(variable.shape[:2] if variable.shape[-1] == 1 < len(variable.shape) - 2 else variable.shape[:-1])
-            variable.assign(draw.normal(0, GAIN / np.sqrt(inputs), variable.shape))
+            shape = tuple(variable.shape)
+            inputs = np.prod(shape[:2] if shape[-1] == 1 and len(shape) == 4 else shape[:-1])  # depthwise ones have 1
+            variable.assign(draw.normal(0, (HEAD_GAIN if len(shape) == 2 else GAIN) / np.sqrt(inputs), shape))
 
 
 def models(keras):

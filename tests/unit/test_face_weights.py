@@ -116,8 +116,10 @@ def mistakes(variables: Variables, directory: Path) -> dict[str, tuple[Path, str
     write_npz(directory / "missing.npz", {name: a for name, a in arrays.items() if name != "encoder/mu/bias"})
     write_npz(directory / "extra.npz", {**arrays, "encoder/encoder_conv_4/kernel": np.zeros((3, 3, 64, 64))})
     write_npz(directory / "shape.npz", {**arrays, "encoder/mu/bias": np.zeros(128)})
+    write_npz(directory / "nan.npz", {**arrays, "encoder/mu/bias": np.full_like(arrays["encoder/mu/bias"], np.nan)})
     return {
         "absent": (directory / "absent.npz", "absent.npz is missing"),
+        "nan": (directory / "nan.npz", "entries that are NaN or infinite"),
         "missing": (directory / "missing.npz", "params/encoder/mu/bias: missing"),
         "extra": (directory / "extra.npz", "encoder/encoder_conv_4/kernel of shape (3, 3, 64, 64) has 0 places"),
         "shape": (directory / "shape.npz", "encoder/mu/bias has shape (128,), expected (200,)"),

@@ -238,6 +238,18 @@ def test_what_is_not_modelled_is_refused_by_name(model: Callable[[], keras.Model
     refused(tmp_path / "model.keras")
 
 
+def test_weights_alone_are_refused_where_a_layer_could_do_anything(tmp_path: Path) -> None:
+    base = keras.applications.MobileNetV2((SIZE, SIZE, 3), 0.35, include_top=False, weights=None)
+    model = keras.Model(base.input, layers.Dense(3)(layers.GlobalMaxPooling2D()(base.output)))
+    model.save_weights(tmp_path / "maximum.weights.h5")
+    words = "layers global_max_pooling2d: weights alone do not tell what they do; expected the whole model"
+    assert words in refused(tmp_path / "maximum.weights.h5")
+    model.save(tmp_path / "maximum.keras")
+    images = np.random.default_rng(1).uniform(-1, 1, (2, SIZE, SIZE, 3)).astype(np.float32)
+    known, _ = open_classifier(AdversarialConfig(weights=str(tmp_path / "maximum.keras")), RANGES["minus-one-one"])
+    np.testing.assert_allclose(known(images / 2 + 0.5), of_keras(model, images), rtol=1e-3, atol=1e-5)
+
+
 def test_two_outputs_and_training_mode_are_refused(tmp_path: Path) -> None:
     images = keras.Input((SIZE, SIZE, 3))
     hidden = layers.Flatten()(images)
@@ -339,11 +351,11 @@ def test_what_is_not_finite_or_has_no_gradient_is_told(tmp_path: Path) -> None:
     lines: list[str] = []
     photo = np.full((32, 32, 3), 90, np.uint8)
     config = AdversarialConfig(size=32, epsilons=(0, 0.01))
-    flat = wrap_classifier(lambda images: jnp.round(images.mean(axis=(1, 2))) + jnp.arange(3.0), 32)
+    flat = wrap_classifier(lambda images: jnp.round(images.mean(axis=(1, 2))) + jnp.arange(3.0)[None], 32)
     found = experiment.run(config, classifier=flat, photo=photo, log=lines.append)
     assert found.measures["attacks"][0]["zero_gradients"] == 1
     assert any("up to 100.0% of the gradients are 0 at every pixel" in line for line in lines)
-    spoilt = wrap_classifier(lambda images: images.mean(axis=(1, 2)) * jnp.asarray([1, jnp.nan, 1]), 32)
+    spoilt = wrap_classifier(lambda images: images.mean(axis=(1, 2)) * jnp.asarray([[1, jnp.nan, 1]]), 32)
     with pytest.raises(UserError, match="photo: the network gives it logits that are NaN or infinite"):
         experiment.run(config, classifier=spoilt, photo=photo, log=lines.append)
     many = AdversarialConfig(

@@ -273,6 +273,13 @@ def test_two_weights_of_one_name_are_told(saved, tmp_path):
     assert "two weights are called encoder/encoder_conv_0/kernel" in message_of(tmp_path / "twice.h5")
 
 
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    for value in (np.nan, np.inf, -np.inf):
+        with h5py.File(tmp_path / "spoilt.h5", "w") as file:
+            file.create_group("dense/vars").create_dataset("0", data=np.float32([[1, value]]))
+        assert "kernel has 1 entries that are NaN or infinite" in message_of(tmp_path / "spoilt.h5")
+
+
 def tar_of(path: Path, *members: tarfile.TarInfo) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for member in members:
