@@ -6,21 +6,29 @@ from typing import ClassVar, Literal
 from latentlab.config import Precision, check_numbers
 from latentlab.errors import UserError
 
+Resize = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
 
 @dataclass(frozen=True)
 class LatentArithConfig:
     """A VAE of faces, and directions of their attributes."""
 
     data: str = "synthetic"
-    """synthetic (painted here), celeba:DIR (img_align_celeba/ and list_attr_celeba.txt or .csv), tfds, or tfds:NAME."""
+    """synthetic (painted here), celeba:DIR (CelebA, CelebA-HQ or LFW, unpacked or not), folder:DIR (own pictures and an
+    attributes.csv), tfds, or tfds:NAME."""
     size: int = 128
     """Height and width of the images: 32 to 256, a multiple of 16."""
+    resize: Resize = "bilinear"
+    """Interpolation of images that are read; bilinear is antialiased, nearest is what Keras and the exercise do."""
+    decoder: Literal["pillow", "tensorflow"] = "pillow"
+    """Whose pixels a JPEG has; Keras decodes with Pillow, tf.data and TFDS with TensorFlow."""
     latent_dim: int = 200
     """Latent dimensions."""
     label: str = ""
     """The one attribute whose direction is found; without it, those of all."""
     skip_bad: bool = False
-    """Leave out images that cannot be read, and list them in the results, instead of stopping at the first."""
+    """Leave out images that cannot be read or have no attributes, and rows without an image, and list them in the
+    results, instead of stopping at the first."""
     weights: str = ""
     """Weights to use instead of training: a run, its weights.npz, or a Keras or TensorFlow checkpoint."""
     weights_md5: str = ""
@@ -85,9 +93,10 @@ class LatentArithConfig:
             raise UserError("weights_md5 is given, but no weights; expected --weights FILE beside it")
 
 
-ORIGINAL = LatentArithConfig()
+ORIGINAL = LatentArithConfig(resize="nearest")
 DEMO = replace(
     ORIGINAL,
+    resize="bilinear",
     synthetic_images=12_000,
     held_out_images=500,
     epochs=20,

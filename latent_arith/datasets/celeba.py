@@ -1,10 +1,11 @@
-"""CelebA from its folder or from TensorFlow Datasets: JPEGs and ±1 attributes, decoded once into a memory map.
+"""Faces with attributes from a folder or from TensorFlow Datasets, decoded once into a memory map.
 
-    DIR/img_align_celeba/*.jpg
-    DIR/list_attr_celeba.txt    two header lines (count, names), then an image id and its values a line; or
-    DIR/list_attr_celeba.csv    a header `image_id,NAME,…`, then the same with commas
+Of a folder, a zip, or a folder with zips in it, as Kaggle, torchvision and the authors pack them:
 
-The first use decodes every JPEG, resizes it to 128×128 and writes it to `images.npy` in a folder of
+    celeba:DIR    pictures at any depth, and one of `tables.TABLES` (CelebA's, CelebA-HQ's, LFW's)
+    folder:DIR    pictures at any depth, and an attributes.csv
+
+The first use decodes every picture, resizes it and writes it to `images.npy` in a folder of
 the user's cache, in chunks of 256 images by several threads; a chunk that is done is never done
 again, so an interrupted preparation goes on, and of several processes one prepares and the others
 wait. Later starts read images from disk as they are asked for, and compare every chunk with its
@@ -12,23 +13,25 @@ hash when it is first read. Of TensorFlow Datasets the attributes are kept besid
 later starts read none of its records.
 """
 
-import csv
 import hashlib
 import io
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
-from jaxtyping import Int, Int8, UInt8
+from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
+from latent_arith.config import Resize
+from latent_arith.datasets.image_files import StoredFile, find_file, list_files, match_pictures
+from latent_arith.datasets.tables import TABLES, Table, parse_table
+from latentlab.decoding import Decoder, decode_as_tensorflow
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
@@ -37,16 +40,35 @@ from latentlab.storage.tfds import prepared_builder, reading
 SIZE = 128  # pixels; images of this size are in a folder without a size in its name
 CHUNK = 256
 IMAGES, PREPARED, TABLE, LOCK = "images.npy", "prepared.json", "table.npz", ".lock"
-FORMATS = ("JPEG", "PNG")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SPLITS = ("train", "validation", "test")
 
 
-class Table(NamedTuple):
-    """Attributes of images, in the order of the file."""
+class Decoding(NamedTuple):
+    """How pixels are made of files.
 
-    ids: tuple[str, ...]
-    names: tuple[str, ...]
-    values: Int8[np.ndarray, "n attributes"]  # +1 or -1
+    Attributes:
+        size: Height and width that images are resized to.
+        resize: Pillow's and Keras's name for the interpolation; bilinear is antialiased, nearest is what Keras's
+            `load_img` and `flow_from_dataframe` do.
+        decoder: Whose pixels a JPEG has.
+    """
+
+    size: int = SIZE
+    resize: Resize = "bilinear"
+    decoder: Decoder = "pillow"
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the folder of the prepared images, "" for the default."""
+        parts = [str(self.size) if self.size != SIZE else ""]
+        parts += [
+            getattr(self, name) for name in ("resize", "decoder") if getattr(self, name) != getattr(DEFAULT, name)
+        ]
+        return "".join(f"-{part}" for part in parts if part)
+
+
+DEFAULT = Decoding()
 
 
 class MemmapImages:
@@ -115,28 +137,45 @@ class CelebA:
         return {"source": self.source, "images": len(self), "sha256": self.sha256, "skipped": self.skipped}
 
 
-def open_celeba(directory: Path, cache: Path, skip_bad: bool = False, size: int = SIZE) -> CelebA:
-    """Open the data set in `directory`, prepared in `cache`; prepares it where it is not.
+def open_folder(
+    root: Path, cache: Path, skip_bad: bool = False, decoding: Decoding = DEFAULT, names: Sequence[str] = TABLES
+) -> CelebA:
+    """Open the data set in a folder or zip, prepared in `cache`; prepares it where it is not.
 
     Args:
-        directory: Folder with the images and the table.
-        cache: Folder for all prepared data sets; this one's is named by the content of the table and the names and
-            sizes of the images.
-        skip_bad: Leave images out that cannot be read as RGB, instead of stopping at the first.
-        size: Height and width that images are resized to.
+        root: Folder or zip with the images and the table.
+        cache: Folder for all prepared data sets; this one's is named by the content of the table, the names and sizes
+            of the images, and how they are decoded.
+        skip_bad: Leave out images that are missing, not in the table, or cannot be read as RGB, instead of stopping.
+        decoding: How pixels are made.
+        names: Names that the table may have.
 
     Raises:
         UserError: A file is missing, the table is malformed or does not match the images, an image is bad, the
             prepared map is damaged, or the disk is full.
     """
-    table = read_table(_table_path(directory))
-    folder = directory / "img_align_celeba"
-    paths = _match_images(folder, table.ids)
-    prepared = cache / _folder_name(_fingerprint(table.values.tobytes(), table.names, paths), size)
-    return _open_prepared(f"celeba:{directory}", table, paths.__getitem__, prepared, folder, skip_bad, size)
+    files = list_files(root)
+    kind = "celeba" if names is TABLES else "folder"
+    stored = find_file(files, names)
+    if stored is None:
+        raise UserError(f"{kind}: {root} has neither {names[0]} nor {names[1]}")
+    table = _read_stored_table(stored)
+    matched, unlisted = match_pictures(files, table.ids, root, skip_bad)
+
+    def encoded(row: int) -> Path | bytes:
+        file = matched[row]
+        if file is None:
+            raise OSError("the image is missing")
+        return file.read() if file.member else file.place
+
+    digest = _fingerprint(table.values.tobytes(), table.names, [(f.name, f.size) if f else ("", -1) for f in matched])
+    prepared = cache / f"celeba-{digest[:16]}{decoding.suffix}"
+    place = next((file.folder for file in matched if file), str(root))
+    opened = _open_prepared(f"{kind}:{root}", table, encoded, prepared, place, skip_bad, decoding)
+    return replace(opened, skipped=opened.skipped | unlisted)
 
 
-def open_tfds(argument: str, cache: Path, skip_bad: bool = False, size: int = SIZE) -> CelebA:
+def open_tfds(argument: str, cache: Path, skip_bad: bool = False, decoding: Decoding = DEFAULT) -> CelebA:
     """Open a data set of TensorFlow Datasets, prepared in `cache`; prepares it where it is not.
 
     Its splits train, validation and test stand one after the other, with ids such as `train-000000`.
@@ -144,9 +183,9 @@ def open_tfds(argument: str, cache: Path, skip_bad: bool = False, size: int = SI
     Args:
         argument: Name of the data set, "" for `celeb_a`. It is looked for in $TFDS_DATA_DIR or ~/tensorflow_datasets.
         cache: Folder for all prepared data sets; this one's is named by the version of the data set and the names,
-            sizes and times of its files.
+            sizes and times of its files, and how images are decoded.
         skip_bad: Leave images out that cannot be read as RGB, instead of stopping at the first.
-        size: Height and width that images are resized to.
+        decoding: How pixels are made.
 
     Raises:
         UserError: There is no such data set, it has no colour images with attributes or cannot be read or prepared, or
@@ -174,7 +213,9 @@ def open_tfds(argument: str, cache: Path, skip_bad: bool = False, size: int = SI
 
     files = sorted(path.iterdir())
     times = [file.stat().st_mtime_ns for file in files]  # for sizes say little: array_record fills up 64 KiB
-    prepared = cache / _folder_name(_fingerprint(f"{builder.info.full_name} {times}".encode(), names, files), size)
+    sizes = [(file.name, file.stat().st_size) for file in files]
+    digest = _fingerprint(f"{builder.info.full_name} {times}".encode(), names, sizes)
+    prepared = cache / f"celeba-{digest[:16]}{decoding.suffix}"
     if not (prepared / TABLE).exists():
         values = np.empty((len(ids), len(names)), np.int8)
         with reading(builder, joined):
@@ -184,83 +225,90 @@ def open_tfds(argument: str, cache: Path, skip_bad: bool = False, size: int = SI
         write_npz(prepared / TABLE, {"values": 2 * values - 1})
     table = Table(ids, names, read_npz(prepared / TABLE)["values"])
     source = f"tfds:{argument}" if argument else "tfds"
-    return _open_prepared(source, table, encoded, prepared, path, skip_bad, size)
+    return _open_prepared(source, table, encoded, prepared, str(path), skip_bad, decoding)
 
 
 def read_table(path: Path) -> Table:
-    """Read either form of the attribute table.
+    """Read a table of attributes (`tables.parse_table`).
 
     Raises:
         UserError: The file is missing or malformed, with the first line that is wrong.
     """
+    return _read_stored_table(StoredFile(path, "", 0))
+
+
+def _read_stored_table(stored: StoredFile) -> Table:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)})") from error
-    lines = text.splitlines()
-    if path.suffix == ".csv":
-        rows = list(csv.reader(lines))
-        header = 1
-        names = tuple(name.strip() for name in rows[0][1:]) if rows else ()
-        if not rows or rows[0][0].strip() != "image_id":
-            raise UserError(f"{path}: line 1 begins with {(lines or [''])[0][:20]!r}, expected image_id,NAME,…")
-    else:
-        rows = [line.split() for line in lines]
-        header = 2
-        if len(rows) < 2 or len(rows[0]) != 1 or not rows[0][0].isdecimal():
-            raise UserError(f"{path}: line 1 is {(lines or [''])[0][:20]!r}, expected the number of images")
-        names = tuple(rows[1])
-    body = [(number, row) for number, row in enumerate(rows[header:], header + 1) if row]
-    if header == 2 and int(rows[0][0]) != len(body):
-        raise UserError(f"{path}: line 1 announces {rows[0][0]} images, the table has {len(body)}")
-    if not names or not body:
-        raise UserError(f"{path}: {len(names)} attributes of {len(body)} images, expected at least one of each")
-    values = np.empty((len(body), len(names)), np.int8)
-    for index, (number, row) in enumerate(body):
-        if len(row) != 1 + len(names):
-            raise UserError(f"{path}: line {number} has {len(row) - 1} values, expected {len(names)}")
-        for column, value in enumerate(row[1:]):
-            if value.strip() not in ("1", "-1"):
-                raise UserError(f"{path}: line {number}: {names[column]} is {value.strip()!r}, expected 1 or -1")
-            values[index, column] = int(value)
-    ids = tuple(row[0].strip() for _, row in body)
-    name, times = Counter(ids).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"{path}: {name} stands in it {times} times, expected once")
-    return Table(ids, names, values)
+        content = stored.read()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{stored}: cannot be read ({first_line(error)})") from error
+    return parse_table(content, str(stored))
 
 
 def prepare(
-    names: Sequence[str], encoded: Callable[[int], Path | bytes], prepared: Path, size: int = SIZE
+    names: Sequence[str], encoded: Callable[[int], Path | bytes], prepared: Path, decoding: Decoding = DEFAULT
 ) -> dict[str, Any]:
     """Decode what is not decoded yet, and return the record: `chunks`, a hash each, and `bad`, reasons by name.
 
+    What was bad before is tried again, for it may have been repaired.
+
     Args:
         names: Of all images.
-        encoded: Path or content of the JPEG of a row; called by several threads.
+        encoded: Path or content of the file of a row, or OSError; called by several threads.
         prepared: Folder of the memory map and the record.
-        size: Height and width of the images in the map.
+        decoding: How pixels are made.
 
     Raises:
         UserError: The folder cannot be written, for instance for want of disk space, or its record is damaged.
     """
     count = -(-len(names) // CHUNK)
     record = _read_record(prepared)
-    if len(record["chunks"]) == count:
+    if len(record["chunks"]) == count and not record["bad"]:
         return record
     try:
         prepared.mkdir(parents=True, exist_ok=True)
         with FileLock(prepared / LOCK):
-            return _decode_rest(names, encoded, prepared, _read_record(prepared), size)
+            record = _retry_bad(names, encoded, prepared, _read_record(prepared), decoding)
+            return _decode_rest(names, encoded, prepared, record, decoding)
     except (OSError, ValueError) as error:
         raise UserError(f"{prepared}: cannot be written ({first_line(error)}); delete it to prepare it anew") from error
 
 
+def _retry_bad(
+    names: Sequence[str],
+    encoded: Callable[[int], Path | bytes],
+    prepared: Path,
+    record: dict[str, Any],
+    decoding: Decoding,
+) -> dict[str, Any]:
+    """Decode those images of whole chunks again that were bad, and write those that have been repaired."""
+    rows = {name: row for row, name in enumerate(names)}
+    tried = [rows[name] for name in record["bad"] if name in rows and rows[name] < len(record["chunks"]) * CHUNK]
+    repaired = {row: found for row in tried if not isinstance(found := _decode_row(encoded, row, decoding), str)}
+    if repaired:
+        images = np.load(prepared / IMAGES, mmap_mode="r+", allow_pickle=False)
+        for row, pixels in repaired.items():
+            images[row] = pixels
+            del record["bad"][names[row]]
+        images.flush()
+        for chunk in {row // CHUNK for row in repaired}:
+            written = np.ascontiguousarray(images[chunk * CHUNK : (chunk + 1) * CHUNK])
+            record["chunks"][chunk] = hashlib.sha256(written.data).hexdigest()
+        write_json(prepared / PREPARED, {**record, "sha256": _seal(record)})
+    return record
+
+
 def _decode_rest(
-    names: Sequence[str], encoded: Callable[[int], Path | bytes], prepared: Path, record: dict[str, Any], size: int
+    names: Sequence[str],
+    encoded: Callable[[int], Path | bytes],
+    prepared: Path,
+    record: dict[str, Any],
+    decoding: Decoding,
 ) -> dict[str, Any]:
     """Write chunk after chunk to the file, not through a map of it: there, a full disk would kill the process."""
-    started, count = len(record["chunks"]), -(-len(names) // CHUNK)
+    started, count, size = len(record["chunks"]), -(-len(names) // CHUNK), decoding.size
+    if started == count:
+        return record
     with (
         (prepared / IMAGES).open("r+b" if started else "wb") as file,
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -272,7 +320,7 @@ def _decode_rest(
         for index in range(started, count):
             rows = range(index * CHUNK, min((index + 1) * CHUNK, len(names)))
             chunk = np.zeros((len(rows), size, size, 3), np.uint8)
-            for row, decoded in zip(rows, pool.map(lambda row: _decode(encoded(row), size), rows), strict=True):
+            for row, decoded in zip(rows, pool.map(lambda row: _decode_row(encoded, row, decoding), rows), strict=True):
                 if isinstance(decoded, str):
                     record["bad"][names[row]] = decoded
                 else:
@@ -307,62 +355,55 @@ def _open_prepared(
     table: Table,
     encoded: Callable[[int], Path | bytes],
     prepared: Path,
-    place: Path,
+    place: str,
     skip_bad: bool,
-    size: int,
+    decoding: Decoding,
 ) -> CelebA:
     """Return the data set once all is decoded; `place` is where its images are, for messages."""
-    record = prepare(table.ids, encoded, prepared, size)
+    record = prepare(table.ids, encoded, prepared, decoding)
     bad = record["bad"]
     if bad and not skip_bad:
         name, reason = next(iter(bad.items()))
         raise UserError(
-            f"{place / name}: {reason}; {len(bad)} of {len(table.ids)} images are bad, --skip-bad leaves them out"
+            f"{place}/{name}: {reason}; {len(bad)} of {len(table.ids)} images are bad, --skip-bad leaves them out"
         )
-    images = MemmapImages(prepared / IMAGES, len(table.ids), size, record["chunks"])
+    images = MemmapImages(prepared / IMAGES, len(table.ids), decoding.size, record["chunks"])
     rows = np.asarray([row for row, name in enumerate(table.ids) if name not in bad], int)
     if not len(rows):
-        raise UserError(f"{place}: all {len(table.ids)} images are bad, expected RGB JPEGs")
+        raise UserError(f"{place}: all {len(table.ids)} images are bad, expected pictures in RGB")
     table = Table(tuple(table.ids[row] for row in rows), table.names, table.values[rows])
     digest = hashlib.sha256("".join(record["chunks"]).encode())
     digest.update("\n".join(table.names).encode() + table.values.tobytes())
     return CelebA(source, images, rows, table, bad, digest.hexdigest())
 
 
-def _decode(encoded: Path | bytes, size: int) -> UInt8[np.ndarray, "size size 3"] | str:
+def _decode_row(
+    encoded: Callable[[int], Path | bytes], row: int, decoding: Decoding
+) -> UInt8[np.ndarray, "size size 3"] | str:
+    try:
+        return _decode(encoded(row), decoding)
+    except (OSError, ValueError) as error:
+        return f"cannot be read ({first_line(error)})"
+
+
+def _decode(encoded: Path | bytes, decoding: Decoding = DEFAULT) -> UInt8[np.ndarray, "size size 3"] | str:
     """Return pixels of an image, or what is wrong with it."""
     from PIL import Image
 
+    content = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     try:
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
+        with Image.open(content, formats=FORMATS) as image:
             limits.check_pixels(*image.size)
             if image.mode != "RGB":
                 return f"has mode {image.mode}, expected RGB"
-            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+            if decoding.decoder == "tensorflow":
+                pixels = decode_as_tensorflow(encoded if isinstance(encoded, bytes) else encoded.read_bytes())
+            else:
+                pixels = np.asarray(image)
+        resized = Image.fromarray(pixels).resize((decoding.size,) * 2, Image.Resampling[decoding.resize.upper()])
+        return np.asarray(resized)
     except Exception as error:  # Pillow raises many types for damaged files
         return f"cannot be decoded ({first_line(error)})"
-
-
-def _table_path(directory: Path) -> Path:
-    candidates = [directory / f"list_attr_celeba.{suffix}" for suffix in ("txt", "csv")]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise UserError(f"celeba: {directory} has neither {candidates[0].name} nor {candidates[1].name}")
-
-
-def _match_images(folder: Path, ids: Sequence[str]) -> list[Path]:
-    """Return the paths of all images of the table, which must be all images of the folder."""
-    if not folder.is_dir():
-        raise UserError(f"celeba: {folder} is not a directory; expected one with the aligned JPEGs")
-    found = {entry.name for entry in os.scandir(folder) if entry.name.lower().endswith((".jpg", ".jpeg"))}
-    missing = [name for name in ids if name not in found]
-    unlisted = sorted(found.difference(ids))
-    if missing or unlisted:
-        told = [f"{len(missing)} of its rows have no image, first {missing[0]}"] if missing else []
-        told += [f"{len(unlisted)} images have no row, first {unlisted[0]}"] if unlisted else []
-        raise UserError(f"{folder}: the table has {len(ids)} rows, the folder {len(found)} images: {'; '.join(told)}")
-    return [folder / name for name in ids]
 
 
 def _check_features(builder: Any) -> None:
@@ -376,13 +417,9 @@ def _check_features(builder: Any) -> None:
         )
 
 
-def _folder_name(fingerprint: str, size: int) -> str:
-    return f"celeba-{fingerprint[:16]}" + ("" if size == SIZE else f"-{size}")
-
-
-def _fingerprint(content: bytes, names: Sequence[str], paths: Sequence[Path]) -> str:
+def _fingerprint(content: bytes, names: Sequence[str], files: Sequence[tuple[str, int]]) -> str:
     digest = hashlib.sha256(content)
     digest.update("\n".join(names).encode())
-    for path in paths:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    for name, size in files:
+        digest.update(f"{name} {size}\n".encode())
     return digest.hexdigest()

@@ -25,7 +25,8 @@ from tqdm import tqdm
 from latent_arith.config import LatentArithConfig
 from latent_arith.datasets import celeba, synthetic_faces
 from latent_arith.datasets.batches import Source
-from latent_arith.datasets.celeba import CelebA, Table
+from latent_arith.datasets.celeba import CelebA, Decoding
+from latent_arith.datasets.tables import OWN_TABLES, TABLES, Table
 from latentlab.errors import UserError
 
 PAINTED_AT_ONCE = 512
@@ -138,20 +139,27 @@ def open_synthetic(argument: str, config: LatentArithConfig) -> FaceData:
 
 
 def open_celeba(argument: str, config: LatentArithConfig) -> FaceData:
-    """Open CelebA's folder."""
-    if not argument:
-        raise UserError("data source 'celeba': expected 'celeba:DIR' with the folder of CelebA")
-    return _split(
-        celeba.open_celeba(Path(argument), user_cache_path("latentlab"), config.skip_bad, config.size), config
-    )
+    """Open CelebA's, CelebA-HQ's or LFW's folder or zip."""
+    return _open_folder(argument, config, TABLES)
+
+
+def open_own_folder(argument: str, config: LatentArithConfig) -> FaceData:
+    """Open a folder or zip of own pictures with an attributes.csv."""
+    return _open_folder(argument, config, OWN_TABLES)
 
 
 def open_tfds(argument: str, config: LatentArithConfig) -> FaceData:
     """Open a data set of TensorFlow Datasets, CelebA where none is named."""
-    return _split(celeba.open_tfds(argument, user_cache_path("latentlab"), config.skip_bad, config.size), config)
+    decoding = Decoding(config.size, config.resize, config.decoder)
+    return _split(celeba.open_tfds(argument, user_cache_path("latentlab"), config.skip_bad, decoding), config)
 
 
-DATASETS: dict[str, OpenData] = {"synthetic": open_synthetic, "celeba": open_celeba, "tfds": open_tfds}
+DATASETS: dict[str, OpenData] = {
+    "synthetic": open_synthetic,
+    "celeba": open_celeba,
+    "folder": open_own_folder,
+    "tfds": open_tfds,
+}
 """Data sets by the name before the colon in `--data`."""
 
 
@@ -194,6 +202,13 @@ def paint(
             painted.append((images, attributes, np.stack(factors, axis=1)))
             bar.update(len(batch))
     return LabeledFaces(*(np.concatenate(parts) for parts in zip(*painted, strict=True)))
+
+
+def _open_folder(argument: str, config: LatentArithConfig, tables: Sequence[str]) -> FaceData:
+    if not argument:
+        raise UserError(f"data source {config.data!r}: expected '{config.data}:DIR' with a folder or zip of pictures")
+    decoding, cache = Decoding(config.size, config.resize, config.decoder), user_cache_path("latentlab")
+    return _split(celeba.open_folder(Path(argument), cache, config.skip_bad, decoding, tables), config)
 
 
 def _split(source: CelebA, config: LatentArithConfig) -> FaceData:

@@ -136,11 +136,11 @@ def cache_of_celeba(tries: int, place: Path, chance: random.Random) -> Tally:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(celeba, "CHUNK", 8)
-        first = celeba.open_celeba(place / "celeba", place / "whole")
+        first = celeba.open_folder(place / "celeba", place / "whole")
         pixels = first[:].copy()
 
         def read(copy: Path) -> bool:
-            again = celeba.open_celeba(place / "celeba", copy)
+            again = celeba.open_folder(place / "celeba", copy)
             return again.sha256 == first.sha256 and np.array_equal(again[:], pixels)
 
         return _refused_or_right(tries, place, chance, read)

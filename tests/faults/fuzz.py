@@ -208,7 +208,7 @@ def _metrics(path: Path) -> object:
 
 
 def _decoded(path: Path) -> object:
-    return celeba._decode(path, celeba.SIZE)
+    return celeba._decode(path)
 
 
 IDX = b"\x00\x00\x08\x03" + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x1c" * 2 + bytes(range(196)) * 8

@@ -155,7 +155,7 @@ def killed_decoding(kills: int, place: Path, chance: random.Random) -> Tally:
     (folder / "list_attr_celeba.txt").write_text(f"{len(names)}\nSmiling Male\n{rows}")
     program = (
         "import sys; from pathlib import Path; from latent_arith.datasets import celeba; celeba.CHUNK = 8; "
-        "print(celeba.open_celeba(Path(sys.argv[1]), Path(sys.argv[2])).sha256)"
+        "print(celeba.open_folder(Path(sys.argv[1]), Path(sys.argv[2])).sha256)"
     )
 
     def prepare(cache: Path) -> subprocess.Popen:

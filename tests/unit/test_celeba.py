@@ -5,20 +5,25 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, get_args
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from latent_arith.config import Resize
 from latent_arith.datasets import celeba
 from latent_arith.datasets.batches import read_in_order
-from latent_arith.datasets.celeba import CelebA, open_celeba, open_tfds, read_table
+from latent_arith.datasets.celeba import CelebA, Decoding, open_folder, open_tfds, read_table
 from latent_arith.datasets.synthetic_faces import ATTRIBUTES, paint_faces
+from latent_arith.datasets.tables import OWN_TABLES
 from latent_arith.directions import Directions, find_directions
+from latentlab.decoding import decode_as_tensorflow
 from latentlab.errors import UserError
 from tests.absent import block_tensorflow
 
@@ -68,7 +73,7 @@ def test_both_tables_say_the_same(tmp_path: Path) -> None:
 
 
 def test_images_are_resized_and_stand_beside_their_attributes(folder: Path) -> None:
-    faces = open_celeba(folder, folder / "cache")
+    faces = open_folder(folder, folder / "cache")
     assert len(faces) == COUNT and faces[[3, 0]].shape == (2, 128, 128, 3) and faces[5].dtype == np.uint8
     for index in range(COUNT):
         resized = np.asarray(Image.fromarray(picture(index)).resize((128, 128), Image.Resampling.BILINEAR))
@@ -77,9 +82,9 @@ def test_images_are_resized_and_stand_beside_their_attributes(folder: Path) -> N
 
 
 def test_later_starts_decode_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = open_celeba(folder, folder / "cache")
+    first = open_folder(folder, folder / "cache")
     monkeypatch.setattr(celeba, "_decode", pytest.fail)
-    again = open_celeba(folder, folder / "cache")
+    again = open_folder(folder, folder / "cache")
     assert again.describe() == first.describe()
     assert first.describe() == json.loads(json.dumps(first.describe()))
     assert first.describe() == {
@@ -92,16 +97,16 @@ def test_later_starts_decode_nothing(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_an_interrupted_preparation_goes_on_where_it_stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_resumption(lambda cache: open_celeba(folder, folder / cache), monkeypatch)
+    check_resumption(lambda cache: open_folder(folder, folder / cache), monkeypatch)
 
 
 def check_resumption(opened: Callable[[str], CelebA], monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupts the second of three chunks; what comes after decodes that and the third and ends as if nothing was."""
     decode, decoded = celeba._decode, []
 
-    def noted(encoded: Path | bytes, size: int) -> np.ndarray | str:
+    def noted(encoded: Path | bytes, decoding: Any) -> np.ndarray | str:
         decoded.append(encoded)
-        return decode(encoded, size)
+        return decode(encoded, decoding)
 
     whole = opened("whole")
     with monkeypatch.context() as patched:
@@ -109,10 +114,10 @@ def check_resumption(opened: Callable[[str], CelebA], monkeypatch: pytest.Monkey
         opened("noted")
     seventh = decoded[6]
 
-    def failing(encoded: Path | bytes, size: int) -> np.ndarray | str:
+    def failing(encoded: Path | bytes, decoding: Any) -> np.ndarray | str:
         if encoded == seventh:
             raise KeyboardInterrupt
-        return decode(encoded, size)
+        return decode(encoded, decoding)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(celeba, "_decode", failing)
@@ -131,8 +136,8 @@ def test_bad_images_stop_the_run_unless_they_are_skipped(folder: Path) -> None:
     Image.fromarray(picture(2)[..., 0]).save(images / IDS[2])
     (images / IDS[9]).write_bytes((images / IDS[9]).read_bytes()[:700])
     with pytest.raises(UserError, match=r"000003\.jpg: has mode L, expected RGB; 2 of 11 images are bad, --skip-bad"):
-        open_celeba(folder, folder / "cache")
-    faces = open_celeba(folder, folder / "cache", skip_bad=True)
+        open_folder(folder, folder / "cache")
+    faces = open_folder(folder, folder / "cache", skip_bad=True)
     assert set(faces.skipped) == {IDS[2], IDS[9]} and "cannot be decoded" in faces.skipped[IDS[9]]
     kept = [index for index in range(COUNT) if index not in (2, 9)]
     assert faces.table.ids == tuple(IDS[index] for index in kept) and len(faces) == COUNT - 2
@@ -145,30 +150,30 @@ def test_a_folder_of_bad_images_only_is_told(folder: Path) -> None:
     for name in IDS:
         (folder / "img_align_celeba" / name).write_bytes(b"no picture")
     with pytest.raises(UserError, match="all 11 images are bad"):
-        open_celeba(folder, folder / "cache", skip_bad=True)
+        open_folder(folder, folder / "cache", skip_bad=True)
 
 
 def test_a_change_of_the_prepared_pixels_is_noticed(folder: Path) -> None:
-    open_celeba(folder, folder / "cache")
+    open_folder(folder, folder / "cache")
     (stored,) = (folder / "cache").rglob("images.npy")
     content = bytearray(stored.read_bytes())
     content[len(content) // 2] ^= 1  # of the second of three chunks
     stored.write_bytes(content)
-    damaged = open_celeba(folder, folder / "cache")
+    damaged = open_folder(folder, folder / "cache")
     assert damaged[[0, 9]].shape == (2, 128, 128, 3)
     for _ in range(2):
         with pytest.raises(UserError, match="images from 4 on are not as recorded; delete"):
             damaged[5]
     stored.write_bytes(content[:-5])
     with pytest.raises(UserError, match=r"images\.npy: cannot be read"):
-        open_celeba(folder, folder / "cache")
+        open_folder(folder, folder / "cache")
 
 
 @pytest.mark.parametrize("fault", ["name", "hash", "json"])
 def test_a_change_of_the_record_is_noticed(folder: Path, fault: str) -> None:
     """A bad image that it forgets would come out black."""
     Image.fromarray(picture(2)[..., 0]).save(folder / "img_align_celeba" / IDS[2])
-    open_celeba(folder, folder / "cache", skip_bad=True)
+    open_folder(folder, folder / "cache", skip_bad=True)
     (stored,) = (folder / "cache").rglob("prepared.json")
     text, record = stored.read_text(), json.loads(stored.read_text())
     changed = {
@@ -178,7 +183,7 @@ def test_a_change_of_the_record_is_noticed(folder: Path, fault: str) -> None:
     }
     stored.write_text(changed[fault])
     with pytest.raises(UserError, match=r"prepared\.json:? (is damaged|cannot be read as JSON)"):
-        open_celeba(folder, folder / "cache", skip_bad=True)
+        open_folder(folder, folder / "cache", skip_bad=True)
 
 
 def test_of_two_that_prepare_at_once_one_does_and_the_other_waits(
@@ -186,14 +191,14 @@ def test_of_two_that_prepare_at_once_one_does_and_the_other_waits(
 ) -> None:
     decode, decoded = celeba._decode, []
 
-    def slow(encoded: Path | bytes, size: int) -> np.ndarray | str:
+    def slow(encoded: Path | bytes, decoding: Any) -> np.ndarray | str:
         decoded.append(encoded)
         time.sleep(0.02)
-        return decode(encoded, size)
+        return decode(encoded, decoding)
 
     monkeypatch.setattr(celeba, "_decode", slow)
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda _: open_celeba(folder, folder / "cache"), range(2))
+        one, other = pool.map(lambda _: open_folder(folder, folder / "cache"), range(2))
     assert len(decoded) == COUNT
     np.testing.assert_array_equal(one[:], other[:])
 
@@ -204,7 +209,7 @@ def replaced(old: str, new: str) -> Callable[[Path], object]:
 
 FAULTS: dict[str, Callable[[Path], object]] = {
     r"neither list_attr_celeba\.txt nor list_attr_celeba\.csv": lambda f: (f / "list_attr_celeba.txt").unlink(),
-    "not a directory": lambda f: (f / "img_align_celeba").rename(f / "elsewhere"),
+    r"11 of its rows have no image, first 000001\.jpg": lambda f: shutil.rmtree(f / "img_align_celeba"),
     r"11 rows, the folder 10 images: 1 of its rows have no image, first 000004\.jpg": (
         lambda f: (f / "img_align_celeba" / IDS[3]).unlink()
     ),
@@ -221,14 +226,184 @@ FAULTS: dict[str, Callable[[Path], object]] = {
 def test_a_folder_that_is_wrong_is_told_in_one_line(message: str, folder: Path) -> None:
     FAULTS[message](folder)
     with pytest.raises(UserError, match=message):
-        open_celeba(folder, folder / "cache")
+        open_folder(folder, folder / "cache")
     assert not (folder / "cache").exists()
 
 
-def test_a_csv_table_without_its_header_is_told(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text(csv_table().replace("image_id", "id"))
-    with pytest.raises(UserError, match="line 1 begins with 'id,Smiling,Eyeglasse', expected image_id,NAME"):
+def test_a_csv_table_without_its_header_or_pictures_is_told(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(csv_table().replace(".jpg", ""))
+    with pytest.raises(UserError, match="line 1 begins with 'image_id,Smiling,Eye', expected image_id,NAME"):
         read_table(tmp_path / "table.csv")
+
+
+def lfw_table() -> str:
+    scores = np.random.default_rng(1).uniform(0.1, 2, VALUES.shape) * VALUES
+    rows = ["\t".join(["Aaron Eckhart", str(index + 1), *map(str, row)]) for index, row in enumerate(scores)]
+    return "\n".join(["# lfw_attributes.txt (73 attributes)", "#\tperson\timagenum\t" + "\t".join(NAMES), *rows])
+
+
+TABLES = {
+    "list_attr_celeba.txt": text_table,
+    "list_attr_celeba.csv": csv_table,
+    "crlf.txt": lambda: text_table().replace("\n", "\r\n"),
+    "bom.csv": lambda: "\ufeff" + csv_table(),
+    "index.csv": lambda: "\n".join(f"{n or ''},{line}" for n, line in enumerate(csv_table().splitlines())),
+    "any_header.csv": lambda: csv_table().replace("image_id", "filename"),
+    "tabs.tsv": lambda: csv_table().replace(",", "\t"),
+    "zeros.csv": lambda: csv_table().replace("-1", "0"),
+    "zeros.txt": lambda: text_table().replace("-1", "0"),
+    "truths.csv": lambda: csv_table().replace("-1", "False").replace(",1", ",True"),
+    "floats.csv": lambda: csv_table().replace(",1", ",1.0").replace("-1", "-1.0"),
+    "CelebAMask-HQ-attribute-anno.txt": text_table,
+    "lfw_attributes.txt": lfw_table,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_in_all_forms_say_the_same(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(TABLES[name](), encoding="utf-8", newline="")
+    table = read_table(tmp_path / name)
+    people = tuple(f"Aaron_Eckhart_{index + 1:04d}.jpg" for index in range(COUNT))
+    assert table.ids == (people if name.startswith("lfw") else IDS)
+    assert table.names == NAMES
+    np.testing.assert_array_equal(table.values, VALUES)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image,A\na.jpg,1\nb.jpg,0\nc.jpg,-1\nd.jpg,-1", "line 3: A is '0', expected 1 or -1 in all lines, or 1 or 0"),
+        ("image,A\na.jpg,2", "line 2: A is '2', expected 1 or -1, or 1 or 0"),
+        ("image,A\na.jpg", "line 2 has 0 values, expected 1"),
+        ("image\na.jpg", "expected the number of images, or a header"),
+        ("# a\n#\tperson\tA\nX\t1\t2", "expected #, person, imagenum"),
+        ("#\tperson\timagenum\tA\nX\tone\t2", "line 2 is 'X\\\\tone\\\\t2', expected a person, a number and scores"),
+        ("#\tperson\timagenum\tA\nX\t1\tno", "line 2: A is 'no', expected a number"),
+        ("", "expected the number of images"),
+    ],
+)
+def test_a_malformed_table_is_told_with_its_line(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_table(tmp_path / "table.csv")
+
+
+def zipped(path: Path, source: Path, *folders: str) -> None:
+    """Pack what is in a folder as members below `folders`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(source.rglob("*")):
+            archive.write(file, "/".join([*folders, file.relative_to(source).as_posix()]))
+
+
+def arrange(kind: str, folder: Path) -> Path:
+    """Pack the folder as some publisher does, and return what a user would name."""
+    images, table = folder / "img_align_celeba", folder / "list_attr_celeba.txt"
+    if kind == "Kaggle":  # once more in a folder of the same name, and a table with commas
+        images.rename(folder / "inner")
+        images.mkdir()
+        (folder / "inner").rename(images / "img_align_celeba")
+        table.unlink()
+        (folder / "list_attr_celeba.csv").write_text(csv_table())
+    elif kind == "Kaggle's zip":
+        arrange("Kaggle", folder)
+        (folder / "out").mkdir()
+        zipped(folder / "out" / "archive.zip", images, "img_align_celeba")
+        with zipfile.ZipFile(folder / "out" / "archive.zip", "a") as archive:
+            archive.writestr("list_attr_celeba.csv", csv_table())
+            archive.writestr("__MACOSX/img_align_celeba/._000001.jpg", b"")
+        return folder / "out" / "archive.zip"
+    elif kind == "the authors'":
+        (folder / "out" / "Anno").mkdir(parents=True)
+        (folder / "out" / "Img").mkdir()
+        table.rename(folder / "out" / "Anno" / table.name)
+        zipped(folder / "out" / "Img" / "img_align_celeba.zip", images, "img_align_celeba")
+        return folder / "out"
+    elif kind == "torchvision":
+        (folder / "root" / "celeba").mkdir(parents=True)
+        for path in (images, table):
+            path.rename(folder / "root" / "celeba" / path.name)
+        return folder / "root"
+    elif kind == "capitals":
+        for path in sorted(images.iterdir()):
+            path.rename(path.with_suffix(".JPG"))
+    elif kind == "links":
+        images.rename(folder / "elsewhere")
+        (folder / "out").mkdir()
+        (folder / "out" / "img_align_celeba").symlink_to(folder / "elsewhere")
+        (folder / "out" / "circle").symlink_to(folder / "out")
+        table.rename(folder / "out" / table.name)
+        return folder / "out"
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["Kaggle", "Kaggle's zip", "the authors'", "torchvision", "capitals", "links"])
+def test_a_data_set_is_read_however_it_is_packed(
+    kind: str, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    plain = open_folder(folder, tmp_path_factory.mktemp("cache"))
+    faces = open_folder(arrange(kind, folder), tmp_path_factory.mktemp("cache"))
+    np.testing.assert_array_equal(faces[:], plain[:])
+    np.testing.assert_array_equal(faces.table.values, VALUES)
+    assert faces.sha256 == plain.sha256
+
+
+def test_a_folder_of_own_pictures_has_a_table_of_any_name_for_its_images(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / "own" / str(index)).mkdir(parents=True)
+        Image.fromarray(picture(index)).save(tmp_path / "own" / str(index) / "me.png")
+    (tmp_path / "own" / "attributes.csv").write_text("file,Happy\n0/me.png,1\n1/me.png,0\n2/me.png,1\n")
+    faces = open_folder(tmp_path / "own", tmp_path / "cache", names=OWN_TABLES)
+    assert faces.source.startswith("folder:") and faces.table.names == ("Happy",)
+    np.testing.assert_array_equal(faces.table.values[:, 0], [1, -1, 1])
+    resized = Image.fromarray(picture(1)).resize((128, 128), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(faces[1], resized)
+    (tmp_path / "own" / "attributes.csv").write_text("file,Happy\nme.png,1\n")
+    with pytest.raises(UserError, match=r"me.png is there 3 times, as .*0/me.png and .*1/me.png; expected once"):
+        open_folder(tmp_path / "own", tmp_path / "cache", names=OWN_TABLES)
+    (tmp_path / "own" / "attributes.csv").unlink()
+    with pytest.raises(UserError, match=r"folder: .* has neither attributes.csv nor attributes.txt"):
+        open_folder(tmp_path / "own", tmp_path / "cache", names=OWN_TABLES)
+
+
+def test_missing_and_unlisted_images_are_skipped_if_asked(folder: Path) -> None:
+    (folder / "img_align_celeba" / IDS[3]).unlink()
+    Image.fromarray(picture(0)).save(folder / "img_align_celeba" / "x.jpg")
+    with pytest.raises(
+        UserError, match=r"first 000004\.jpg; 1 images have no row, first x\.jpg; --skip-bad leaves them out"
+    ):
+        open_folder(folder, folder / "cache")
+    faces = open_folder(folder, folder / "cache", skip_bad=True)
+    assert faces.skipped == {IDS[3]: "cannot be read (the image is missing)", "x.jpg": "has no row in the table"}
+    assert faces.table.ids == (*IDS[:3], *IDS[4:])
+
+
+def test_an_image_that_was_repaired_is_read_again(folder: Path, tmp_path: Path) -> None:
+    """Of the same size, so that nothing but the content tells."""
+    whole = open_folder(folder, tmp_path / "whole")
+    path = folder / "img_align_celeba" / IDS[5]
+    content = path.read_bytes()
+    path.write_bytes(b"\0" * len(content))
+    assert set(open_folder(folder, folder / "cache", skip_bad=True).skipped) == {IDS[5]}
+    path.write_bytes(content)
+    repaired = open_folder(folder, folder / "cache")
+    assert repaired.skipped == {} and repaired.sha256 == whole.sha256
+    np.testing.assert_array_equal(repaired[:], whole[:])
+
+
+@pytest.mark.parametrize("resize", get_args(Resize))
+def test_images_are_resized_as_keras_does_and_kept_apart(resize: Resize, folder: Path) -> None:
+    import keras
+
+    faces = open_folder(folder, folder / "cache", decoding=Decoding(64, resize))
+    for row in (0, 7):
+        path = folder / "img_align_celeba" / IDS[row]
+        theirs = keras.utils.load_img(path, target_size=(64, 64), interpolation=resize)
+        np.testing.assert_array_equal(faces[row], np.asarray(theirs))
+    other = open_folder(folder, folder / "cache", decoding=Decoding(64, resize, "tensorflow"))
+    decoded = Image.fromarray(decode_as_tensorflow(path.read_bytes()))
+    np.testing.assert_array_equal(other[7], decoded.resize((64, 64), Image.Resampling[resize.upper()]))
+    assert len(list((folder / "cache").iterdir())) == 2
+    assert other.sha256 != faces.sha256
 
 
 PREPARE = """
@@ -300,7 +475,7 @@ def test_tfds_gives_the_table_and_the_pixels_of_the_folder(
     shutil.copytree(jpegs, folder / "img_align_celeba")
     rows = [f"{number}.jpg {' '.join(map(str, row))}" for number, row in zip(numbers, expected, strict=True)]
     (folder / "list_attr_celeba.txt").write_text("\n".join([str(COUNT), " ".join(faces.table.names), *rows]))
-    same = open_celeba(folder, tmp_path / "cache")
+    same = open_folder(folder, tmp_path / "cache")
     np.testing.assert_array_equal(faces[:], same[:])
     np.testing.assert_array_equal(faces.table.values, same.table.values)
     assert faces.sha256 == same.sha256 and (faces.source, same.source) == ("tfds", f"celeba:{folder}")
@@ -409,7 +584,7 @@ def test_directions_from_jpegs_are_those_of_the_renders_but_for_the_loss(tmp_pat
         Image.fromarray(image).save(tmp_path / "img_align_celeba" / name, quality=95)
     rows = [f"{name} {' '.join(map(str, row))}" for name, row in zip(ids, attributes, strict=True)]
     (tmp_path / "list_attr_celeba.txt").write_text("\n".join(["128", " ".join(ATTRIBUTES), *rows]))
-    read = open_celeba(tmp_path, tmp_path / "cache")
+    read = open_folder(tmp_path, tmp_path / "cache")
     projection = np.random.default_rng(0).standard_normal((128 * 128 * 3, 32), np.float32) / 222
 
     def encode(batch: np.ndarray) -> np.ndarray:

@@ -1,0 +1,155 @@
+"""Pictures and tables in a folder, as people unpack it or leave it packed: at any depth, and in zips, read in place."""
+
+import os
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from latentlab.errors import UserError, first_line
+from latentlab.storage import limits
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in a folder or a zip.
+
+    Attributes:
+        place: Its path, or that of the zip.
+        member: Its name in the zip, "" outside of one.
+        size: Bytes.
+    """
+
+    place: Path
+    member: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Name without folders."""
+        return PurePosixPath(self.member).name if self.member else self.place.name
+
+    @property
+    def folder(self) -> str:
+        """Where it lies, for messages."""
+        return str(self.place / PurePosixPath(self.member).parent) if self.member else str(self.place.parent)
+
+    def read(self) -> bytes:
+        """Return the content; several threads may.
+
+        Raises:
+            OSError, ValueError: It cannot be read, or is larger than it says.
+        """
+        if not self.member:
+            return self.place.read_bytes()
+        limits.check_bytes(self.size)
+        try:
+            return _open_zip(self.place).read(self.member)
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+            raise ValueError(f"{self.member} cannot be unpacked ({first_line(error)})") from error
+
+    def __str__(self) -> str:
+        return f"{self.place}/{self.member}" if self.member else str(self.place)
+
+
+def list_files(root: Path) -> list[StoredFile]:
+    """Return all files below a folder, also by symbolic links and in its zips, or those of one zip; hidden ones not.
+
+    Raises:
+        UserError: There is no such folder or zip, or it cannot be read.
+    """
+    try:
+        if root.is_file():
+            return sorted(_list_zip(root), key=str)
+        if not root.is_dir():
+            raise UserError(f"{root} is not a directory or a zip; expected one with the pictures")
+        return sorted(_list_folder(root, {os.path.realpath(root)}), key=str)
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise UserError(f"{root}: cannot be read ({first_line(error)})") from error
+
+
+def find_file(files: Iterable[StoredFile], names: Sequence[str]) -> StoredFile | None:
+    """Return the file with one of some names, in capitals or not: of the first name, and nearest to the root."""
+    for wanted in names:
+        found = [file for file in files if file.name.lower() == wanted.lower()]
+        if found:
+            return min(found, key=lambda file: (str(file).count("/"), str(file)))
+    return None
+
+
+def match_pictures(
+    files: Iterable[StoredFile], ids: Sequence[str], root: Path, skip_bad: bool
+) -> tuple[list[StoredFile | None], dict[str, str]]:
+    """Return the picture of every id, None where there is none, and why pictures without an id are left out, by name.
+
+    An id is a path below the root, or a name; its suffix may differ, `.JPG` or `.png` for `.jpg`.
+
+    Args:
+        files: From `list_files`.
+        ids: From a table.
+        root: What was listed, for messages.
+        skip_bad: Leave rows without a picture and pictures without a row out, instead of refusing them.
+
+    Raises:
+        UserError: There are such, or several pictures of one name.
+    """
+    pictures = [file for file in files if file.name.lower().endswith(SUFFIXES)]
+    by_name: dict[str, list[StoredFile]] = defaultdict(list)
+    for file in pictures:
+        for name in {file.name, PurePosixPath(file.name).stem.lower(), _path_below(file, root)}:
+            by_name[name].append(file)
+    matched: list[StoredFile | None] = []
+    for name in ids:
+        found = by_name.get(name) or by_name.get(PurePosixPath(name).stem.lower()) or []
+        if len(found) > 1:
+            raise UserError(f"{root}: {name} is there {len(found)} times, as {found[0]} and {found[1]}; expected once")
+        matched.append(found[0] if found else None)
+    folders = {file.folder for file in matched if file}
+    known = {file for file in matched if file}
+    unlisted = sorted(file.name for file in pictures if file not in known and (file.folder in folders or not folders))
+    missing = [name for name, file in zip(ids, matched, strict=True) if file is None]
+    if (missing or unlisted) and (not skip_bad or not folders):
+        told = [f"{len(missing)} of its rows have no image, first {missing[0]}"] if missing else []
+        told += [f"{len(unlisted)} images have no row, first {unlisted[0]}"] if unlisted else []
+        count = len(known) + len(unlisted)
+        raise UserError(
+            f"{root}: the table has {len(ids)} rows, the folder {count} images: {'; '.join(told)}"
+            + ("; --skip-bad leaves them out" if folders else "")
+        )
+    return matched, dict.fromkeys(unlisted, "has no row in the table")
+
+
+def _path_below(file: StoredFile, root: Path) -> str:
+    return file.member or file.place.relative_to(root).as_posix()
+
+
+def _list_folder(folder: Path, seen: set[str]) -> Iterator[StoredFile]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                if (real := os.path.realpath(path)) not in seen:  # links may lead in circles
+                    yield from _list_folder(path, seen | {real})
+            elif path.suffix.lower() == ".zip":
+                yield from _list_zip(path)
+            elif entry.is_file():
+                yield StoredFile(path, "", entry.stat().st_size)
+
+
+def _list_zip(path: Path) -> Iterator[StoredFile]:
+    for info in _open_zip(path).infolist():
+        parts = PurePosixPath(info.filename).parts
+        if not info.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in parts):
+            yield StoredFile(path, info.filename, info.file_size)
+
+
+@cache
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
