@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
+import matplotlib.colors
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
@@ -50,7 +52,9 @@ def draw(run_dir: Path) -> list[Path]:
     results = read_json(run_dir / "results.json")
     rows = MetricsLog(run_dir / "metrics.jsonl").rows()
     figures = {
-        "latent_space": lambda: latent_space({name: _project(latents, name) for name in NAMES}, latents["labels"]),
+        "latent_space": lambda: latent_space(
+            {name: _project(latents, name) for name in NAMES}, latents["labels"], read_classes(latents)
+        ),
         "reconstructions": lambda: reconstructions(
             pictures["originals"], {name: pictures[f"{name}_reconstructions"] for name in NAMES}
         ),
@@ -63,16 +67,33 @@ def draw(run_dir: Path) -> list[Path]:
     return [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
 
 
-def latent_space(points_of: Mapping[str, Points], labels: Int[np.ndarray, " n"]) -> Figure:
-    """Draw scatter plots of held-out images in both latent spaces, coloured by digit, on the same axes -12.5…12.5.
+def read_classes(latents: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the names of the classes of a run; runs of before have digits and no names."""
+    names: list[str] = latents["classes"].tolist() if "classes" in latents else [str(digit) for digit in range(10)]
+    return names
+
+
+def pick_colours(count: int) -> list[str]:
+    """Return a colour for each class: those of the digits, or as many hues as there are classes."""
+    if count <= len(DIGITS):
+        return list(DIGITS[: max(count, 1)])
+    return [matplotlib.colors.to_hex(matplotlib.colormaps["hsv"](index / count)) for index in range(count)]
+
+
+def latent_space(
+    points_of: Mapping[str, Points], labels: Int[np.ndarray, " n"], classes: Sequence[str] = tuple("0123456789")
+) -> Figure:
+    """Draw scatter plots of held-out images in both latent spaces, coloured by class, on the same axes -12.5…12.5.
 
     Args:
         points_of: Model to coordinates in its plane and the name of its first coordinate, `z` or `PC`.
-        labels: Digits.
+        labels: Indices of classes.
+        classes: Their names.
     """
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     shuffled = np.random.default_rng(0).permutation(len(labels))
-    colours = np.asarray(DIGITS)[labels[shuffled]]
+    palette = pick_colours(len(classes))
+    colours = np.asarray(palette)[labels[shuffled]]
     both = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (model, points) in zip(both, points_of.items(), strict=True):
         coordinates = points.coordinates
@@ -86,8 +107,19 @@ def latent_space(points_of: Mapping[str, Points], labels: Int[np.ndarray, " n"])
         axes.axvline(0, color="0.85", linewidth=0.8, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel(points.axis_name(1) if axes is both[0] or points.latent_dim > 2 else "")
-    handles = [both[1].scatter([], [], c=colour, s=40, label=str(digit)) for digit, colour in enumerate(DIGITS)]
-    both[1].legend(handles=handles, title="digit", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if classes:
+        handles = [
+            both[1].scatter([], [], c=colour, s=40, label=name) for name, colour in zip(classes, palette, strict=True)
+        ]
+        title = "digit" if list(classes) == [str(digit) for digit in range(10)] else "class"
+        both[1].legend(
+            handles=handles,
+            title=title,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            frameon=False,
+            ncols=-(-len(classes) // 20),
+        )
     return figure
 
 

@@ -63,7 +63,7 @@ def measure(
     sampled = sample_test_images(config, len(data.test.images))
     described = {"data": data.describe(), "train_images_used": config.train_images, "seeds": config.seeds}
     measures: dict[str, Any] = described
-    latents = {"labels": data.test.labels[sampled].astype(np.int32)}
+    latents = {"labels": data.test.labels[sampled].astype(np.int32), "classes": np.asarray(data.classes, str)}
     pictures = {
         "originals": data.test.images[:RECONSTRUCTIONS],
         "point_originals": data.test.images[sampled[:SHOWN_POINTS]],
@@ -138,12 +138,13 @@ def _measure_seed(
     quality = evaluate.score_samples(values.decoded["samples"][seed], data.test.images)
     measured = {
         "test_mse": float(np.mean(test["squared_error"], dtype=np.float64)),
-        "neighbour_accuracy": evaluate.score_neighbours(
-            values.train_means[seed], train_labels, test["mean"], data.test.labels
-        ),
         **evaluate.describe_aggregate_posterior(test["latent"]),
         **{f"prior_{key}": value for key, value in quality.items()},
     }
+    if len(data.classes) > 1:
+        measured["neighbour_accuracy"] = evaluate.score_neighbours(
+            values.train_means[seed], train_labels, test["mean"], data.test.labels
+        )
     if name == "autoencoder":
         return measured | {"train_mse": last_epoch["loss"]}
     return measured | _likelihood_bounds(test, last_epoch)

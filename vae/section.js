@@ -88,7 +88,7 @@ class Plane {
     shared.labels.forEach((label, index) => {
       ctx.globalAlpha = shared.faded(index) ? 0.06 : 0.8;
       ctx.fillStyle = colours[label % 10];
-      ctx.fillText(label, px(made.points[2 * index]), py(made.points[2 * index + 1]));
+      ctx.fillText(shared.classes[label] ?? "·", px(made.points[2 * index]), py(made.points[2 * index + 1]));
     });
     ctx.globalAlpha = 1;
     ctx.textAlign = "start";
@@ -119,13 +119,13 @@ class Plane {
 
 function latentSpace(section) {
   const shared = {
-    labels: section.labels, prior: false, chosen: null, digit: null,
+    labels: section.labels, classes: section.classes, prior: false, chosen: null, digit: null,
     faded: (index) => shared.digit != null && section.labels[index] !== shared.digit,
     choose(index) {
       shared.chosen = index;
       sprite(section.originals).draw(original.canvas, index);
       section.planes.forEach((made, plane) => sprite(made.reconstructions).draw(reconstructed[plane].canvas, index));
-      told.textContent = `digit ${section.labels[index]}; ` + section.planes.map((made) =>
+      told.textContent = `digit ${section.classes[section.labels[index]] ?? ""}; ` + section.planes.map((made) =>
         `${made.name} z = (${signed(made.points[2 * index], 2)}, ${signed(made.points[2 * index + 1], 2)})`).join("; ");
       planes.forEach((plane) => plane.draw());
     },
@@ -137,13 +137,13 @@ function latentSpace(section) {
   const told = el("output", {}, "choose a digit in either plane");
   redraws.push(() => planes.forEach((plane) => plane.draw()));
 
-  const digits = Array.from({ length: 10 }, (_, digit) => {
+  const digits = section.classes.map((name, digit) => {
     const button = el("button", { type: "button", "aria-pressed": "false", onclick: () => {
       shared.digit = shared.digit === digit ? null : digit;
       digits.forEach((other, index) => other.setAttribute("aria-pressed", shared.digit === index));
       planes.forEach((plane) => plane.draw());
-    } }, String(digit));
-    redraws.push(() => { button.style.color = hues()[digit]; });
+    } }, name);
+    redraws.push(() => { button.style.color = hues()[digit % 10]; });
     return button;
   });
   const gallery = el("div", { class: "two", hidden: true }, ...section.planes.map((made) => {

@@ -8,7 +8,7 @@ import numpy as np
 
 from latentlab.report.values import flatten_grid, round_numbers, sprite, to_floats
 from latentlab.storage.run_directory import read_json, read_npz
-from vae.figures import NAMES
+from vae.figures import NAMES, read_classes
 from vae.results import COMPARED
 
 KEY, TITLE = "latent", "Latent space"
@@ -25,6 +25,7 @@ def make_section(run_dir: Path) -> dict[str, Any]:
     count = len(pictures["point_originals"])
     return {
         "labels": latents["labels"][:count].tolist(),
+        "classes": read_classes(latents),
         "latentDim": latents["vae_z"].shape[1],
         "originals": sprite(pictures["point_originals"]),
         "planes": [

@@ -29,13 +29,13 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from latent_arith.config import Resize
-from latent_arith.datasets.image_files import StoredFile, find_file, list_files, match_pictures
 from latent_arith.datasets.tables import TABLES, Table, parse_table
 from latentlab.decoding import Decoder, decode_as_tensorflow
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
+from latentlab.storage.image_files import StoredFile, find_file, list_files, match_pictures
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
-from latentlab.storage.tfds import prepared_builder, reading
+from latentlab.storage.tfds import prepared_builder, read_records
 
 SIZE = 128  # pixels; images of this size are in a folder without a size in its name
 CHUNK = 256
@@ -192,24 +192,13 @@ def open_tfds(argument: str, cache: Path, skip_bad: bool = False, decoding: Deco
             as `open_celeba`.
     """
     builder = prepared_builder(argument or "celeb_a", "celeb_a", _check_features)
-    from tensorflow_datasets import decode
-    from tensorflow_datasets.proto import tf_example_pb2
-
     path, known = Path(builder.data_path), builder.info.splits
     splits = {split: known[split].num_examples for split in SPLITS if split in known}
     ids = tuple(f"{split}-{index:06d}" for split, count in splits.items() for index in range(count))
     if not ids:
         raise UserError(f"tfds: {path} has splits {sorted(known)}, expected images in {', '.join(SPLITS)}")
     names, joined = tuple(builder.info.features["attributes"]), "+".join(splits)
-    with reading(builder, joined):
-        records = builder.as_data_source(split=joined, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
-
-    def features(row: int) -> Any:  # of the Example itself: decoding all features takes TFDS a millisecond an image
-        return tf_example_pb2.Example.FromString(records[row]).features.feature
-
-    def encoded(row: int) -> bytes:
-        with reading(builder, joined):
-            return features(row)["image"].bytes_list.value[0]
+    records = read_records(builder, joined)
 
     files = sorted(path.iterdir())
     times = [file.stat().st_mtime_ns for file in files]  # for sizes say little: array_record fills up 64 KiB
@@ -218,14 +207,13 @@ def open_tfds(argument: str, cache: Path, skip_bad: bool = False, decoding: Deco
     prepared = cache / f"celeba-{digest[:16]}{decoding.suffix}"
     if not (prepared / TABLE).exists():
         values = np.empty((len(ids), len(names)), np.int8)
-        with reading(builder, joined):
-            for row in tqdm(range(len(ids)), unit="image", desc="reading attributes", disable=None):
-                record = features(row)
-                values[row] = [record[f"attributes/{name}"].int64_list.value[0] for name in names]
+        for row in tqdm(range(len(ids)), unit="image", desc="reading attributes", disable=None):
+            record = records.features(row)
+            values[row] = [record[f"attributes/{name}"].int64_list.value[0] for name in names]
         write_npz(prepared / TABLE, {"values": 2 * values - 1})
     table = Table(ids, names, read_npz(prepared / TABLE)["values"])
     source = f"tfds:{argument}" if argument else "tfds"
-    return _open_prepared(source, table, encoded, prepared, str(path), skip_bad, decoding)
+    return _open_prepared(source, table, records.image, prepared, str(path), skip_bad, decoding)
 
 
 def read_table(path: Path) -> Table:

@@ -1,17 +1,22 @@
 """Data sets of TensorFlow Datasets as random-access sources: found or prepared, and what goes wrong told in one line.
 
-Reading needs no TensorFlow, because the format is array_record; preparing does.
+Reading needs no TensorFlow; preparing does. The format is array_record, or tfrecord as TensorFlow's users have it.
 """
 
 import contextlib
 import importlib
 import io
 import os
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentlab.errors import UserError, first_line
+
+TFRECORD_HEADER = 12  # bytes: the length of the record, and its checksum
+TFRECORD_FOOTER = 4  # the checksum of the record
 
 
 def prepared_builder(name: str, examples: str, check_features: Callable[[Any], None]) -> Any:
@@ -47,7 +52,7 @@ def reading(builder: Any, split: str) -> Iterator[None]:
     """Turn TFDS's errors into a `UserError` while the block reads records of a split.
 
     Raises:
-        UserError: Whatever the block met: another format than array_record, or damaged files.
+        UserError: Whatever the block met: another format, or damaged files.
     """
     path = Path(builder.data_path)
     try:
@@ -62,6 +67,92 @@ def reading(builder: Any, split: str) -> Iterator[None]:
         raise UserError(
             f"tfds: {path}: split {split!r} cannot be read ({first_line(error)}); delete it to prepare it anew"
         ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """Serialized examples of a split, by row; several threads may read."""
+
+    builder: Any
+    split: str
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def features(self, row: int) -> Any:
+        """Return the features of a record by name, undecoded: TFDS takes a millisecond to decode them all.
+
+        Raises:
+            UserError: The record is damaged.
+        """
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        with reading(self.builder, self.split):
+            return tf_example_pb2.Example.FromString(self.source[row]).features.feature
+
+    def image(self, row: int) -> bytes:
+        """Return the file of a record's image.
+
+        Raises:
+            UserError: The record is damaged.
+        """
+        with reading(self.builder, self.split):
+            content: bytes = self.features(row)["image"].bytes_list.value[0]
+            return content
+
+
+def read_records(builder: Any, split: str) -> Records:
+    """Open the records of a split, `train` or several as `train+test`, in the order of their files.
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    from tensorflow_datasets import decode
+
+    with reading(builder, split):
+        if builder.info.file_format.value == "tfrecord":
+            paths = [Path(path) for name in split.split("+") for path in builder.info.splits[name].filepaths]
+            source: Any = TfRecords(paths)
+            expected = sum(builder.info.splits[name].num_examples for name in split.split("+"))
+            if len(source) != expected:
+                raise ValueError(f"it has {len(source)} records, expected {expected}")
+        else:
+            source = builder.as_data_source(split=split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
+    return Records(builder, split, source)
+
+
+class TfRecords:
+    """Records of TFRecord files by row: their places are found in one pass, in which checksums are not compared."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Find the places.
+
+        Raises:
+            ValueError: A file is cut short or damaged.
+        """
+        self._places = list[tuple[Path, int, int]]()
+        for path in paths:
+            size, start = path.stat().st_size, 0
+            with path.open("rb") as file:
+                while start < size:
+                    file.seek(start)
+                    (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+                    start += TFRECORD_HEADER
+                    if start + length + TFRECORD_FOOTER > size:
+                        raise ValueError(f"{path.name} is cut short or damaged")
+                    self._places.append((path, start, length))
+                    start += length + TFRECORD_FOOTER
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, row: int) -> bytes:
+        """Return a record."""
+        path, start, length = self._places[row]
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(length)
 
 
 def _prepare(builder: Any, name: str, data_dir: Path) -> None:

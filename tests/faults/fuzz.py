@@ -37,7 +37,7 @@ from latentlab.errors import UserError
 from latentlab.experiment import Run
 from latentlab.storage import hdf5, keras_weights, run_directory
 from latentlab.storage.metrics import MetricsLog
-from vae.data import read_idx
+from vae.image_formats import read_idx
 
 KERAS = Path(__file__).parents[1] / "data" / "keras"
 MEMORY = 4 * 2**30

@@ -26,6 +26,7 @@ from latent_arith.directions import Directions, find_directions
 from latentlab.decoding import decode_as_tensorflow
 from latentlab.errors import UserError
 from tests.absent import block_tensorflow
+from tests.tfrecords import write_as_tfrecord
 
 COUNT = 11
 NAMES = ("Smiling", "Eyeglasses", "Bangs")
@@ -551,11 +552,24 @@ def test_a_tfds_directory_that_is_damaged_or_of_another_format_is_told(
             open_tfds("", tmp_path / "cache")
         assert not (tmp_path / "cache").exists()
     info = version / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    info.write_text(info.read_text().replace("array_record", "riegeli"))
     for path in version.glob("*array_record*"):
-        path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
-    with pytest.raises(UserError, match=r"is in tfrecord format.*`tfds build celeb_a --file_format=array_record`"):
+        path.rename(path.with_name(path.name.replace("array_record", "riegeli")))
+    with pytest.raises(UserError, match=r"is in riegeli format.*`tfds build celeb_a --file_format=array_record`"):
         open_tfds("", tmp_path / "cache")
+
+
+def test_tfrecords_of_tfds_give_the_same_pixels_without_tensorflow(
+    tfds_directories: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_directories[0]))
+    expected = open_tfds("", tmp_path / "cache")
+    write_as_tfrecord(tfds_directories[0] / "celeb_a" / "2.1.0", tmp_path / "celeb_a" / "2.1.0")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    block_tensorflow(monkeypatch)
+    faces = open_tfds("", tmp_path / "cache")
+    np.testing.assert_array_equal(faces[:], expected[:])
+    assert faces.sha256 == expected.sha256 and faces.table.ids == expected.table.ids
 
 
 @pytest.mark.parametrize(

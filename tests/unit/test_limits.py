@@ -19,7 +19,7 @@ from latent_arith.datasets import celeba
 from latentlab.errors import UserError
 from latentlab.storage import hdf5, keras_weights, limits, run_directory
 from latentlab.storage.metrics import MetricsLog
-from vae.data import read_idx
+from vae.image_formats import read_idx
 
 ZEROS = bytes(10**6)
 

@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from latentlab.errors import UserError
 from tests.absent import block_tensorflow
 from tests.digits import IDX_FILES, idx_bytes
-from vae.data import check_images, open_dataset, read_idx
+from tests.tfrecords import write_as_tfrecord
+from vae.data import check_images, open_dataset
+from vae.image_formats import read_idx
 
 
 def synthetic(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +117,7 @@ def test_idx_files_are_read_back_plain_or_gzipped_under_either_name(tmp_path, co
         "train_images": 20,
         "test_images": 11,
         "image_shape": [28, 28, 1],
+        "classes": list("0123456789"),
         "sha256": hashlib.sha256(bytes_of_all).hexdigest(),
     }
 
@@ -126,7 +130,7 @@ DAMAGED = {
     "empty file": (IDX_FILES[1], b"", r"truncated, 0 bytes, expected a header of 8"),
     "too long": (IDX_FILES[1], LABELS + b"\0", r"too long.*expected 20"),
     "magic of the other kind": (IDX_FILES[0], LABELS + bytes(99), r"0x00000801, expected 0x00000803"),
-    "magic of labels": (IDX_FILES[1], b"\x1f\x8b\x08\0" + LABELS[4:], r"0x1f8b0800, expected 0x00000801"),
+    "magic of labels": (IDX_FILES[1], b"\x1f\x8b\x08\0" + LABELS[4:], r"0x1f8b0800, expected 0x00000801|corrupt gzip"),
     "absurd header": (IDX_FILES[2], b"\0\0\x08\x03" + b"\xff" * 12 + b"abc", r"truncated, 3 bytes after the header"),
     "zero images": (IDX_FILES[0], b"\0\0\x08\x03" + struct.pack(">3I", 0, 28, 28), r"is empty.*\(0, 28, 28\)"),
     "fewer labels": (IDX_FILES[1], idx_bytes(np.arange(7)), r"20 images, but .*labels-idx1-ubyte(\.gz)?: 7 labels"),
@@ -161,7 +165,6 @@ def wrong_deflate(packed: bytes) -> bytes:
         (wrong_checksum, "CRC check failed"),
         (wrong_deflate, "Error -3 while decompressing"),
         (lambda packed: packed[:-100], "ended before the end-of-stream"),
-        (lambda packed: IMAGES, "Not a gzipped file"),
     ],
 )
 def test_corrupt_gzip_is_told_with_its_path(tmp_path, damage, words):
@@ -223,7 +226,7 @@ def test_damaged_gzip_gives_the_content_or_a_user_error(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("", "'packaged', 'tfds', 'tfds:NAME' or 'idx:DIR'"),
+        ("", "'packaged', 'tfds', 'tfds:NAME', 'idx:DIR', 'npz:FILE', 'folder:DIR'"),
         ("packged", "did you mean 'packaged'"),
         ("packaged:all", "data source 'packaged:all'"),
         ("tfsd:kmnist", "did you mean 'tfds'"),
@@ -242,6 +245,167 @@ def test_checked_refuses_negative_labels_and_no_images():
         check_images(np.zeros((2, 28, 28, 1), np.uint8), np.array([0, -1]), "here")
     with pytest.raises(UserError, match="here: zero images"):
         check_images(np.zeros((0, 28, 28, 1), np.uint8), np.zeros(0, int), "here")
+
+
+def test_gzip_is_told_by_its_content(tmp_path):
+    """A browser unpacks and keeps the name, or packs and drops it."""
+    arrays = write_idx(tmp_path)
+    for index, name in enumerate(IDX_FILES):
+        if index % 2:
+            (tmp_path / name).rename(tmp_path / f"{name}.gz")
+        else:
+            (tmp_path / name).write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    data = open_dataset(f"idx:{tmp_path}")
+    np.testing.assert_array_equal(data.test.images[..., 0], arrays[IDX_FILES[2]])
+    np.testing.assert_array_equal(data.test.labels, arrays[IDX_FILES[3]])
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"MNIST/raw/{name}",
+        lambda name: name.replace("-images", "_images").replace("-labels", "_labels"),
+        lambda name: name.replace("-idx", ".idx"),
+        lambda name: f"sub/kmnist-{name.replace('t10k', 'test')}",
+    ],
+    ids=["torchvision", "underscores", "points", "kmnist"],
+)
+def test_idx_files_are_found_as_publishers_name_them(rename, tmp_path):
+    write_idx(tmp_path / "plain" if (tmp_path / "plain").mkdir() is None else tmp_path)
+    for name in IDX_FILES:
+        target = tmp_path / "other" / rename(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((tmp_path / "plain" / name).read_bytes())
+    expected = open_dataset(f"idx:{tmp_path / 'plain'}").describe()["sha256"]
+    assert open_dataset(f"idx:{tmp_path / 'other'}").describe()["sha256"] == expected
+
+
+def test_qmnist_has_its_classes_in_the_first_of_eight_columns(tmp_path):
+    for part, count, seed in (("train", 20, 0), ("test", 11, 1)):
+        images, labels = synthetic(count, seed)
+        columns = np.random.default_rng(2).integers(0, 2**20, (count, 8)).astype(">i4")
+        columns[:, 0] = labels
+        (tmp_path / f"qmnist-{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        header = bytes([0, 0, 12, 2]) + struct.pack(">2I", count, 8)
+        (tmp_path / f"qmnist-{part}-labels-idx2-int.gz").write_bytes(gzip.compress(header + columns.tobytes()))
+    data = open_dataset(f"idx:{tmp_path}")
+    np.testing.assert_array_equal(data.train.labels, synthetic(20, 0)[1])
+    np.testing.assert_array_equal(data.test.images[..., 0], synthetic(11, 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "classes"),
+    [
+        ("digits", np.arange(20) % 10, tuple("0123456789")),
+        ("letters", np.arange(20) + 1, tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")),
+        ("balanced", np.arange(20) + 27, (*"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", *"abdefghnqrt")),
+    ],
+)
+@pytest.mark.parametrize("has_mapping", [False, True])
+def test_emnist_is_turned_upright_and_its_labels_are_mapped(kind, labels, classes, has_mapping, tmp_path):
+    images = synthetic(20, 0)[0]
+    for part in ("train", "test"):
+        (tmp_path / f"emnist-{kind}-{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (tmp_path / f"emnist-{kind}-{part}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    first = int(kind == "letters")
+    if has_mapping:
+        rows = [f"{first + index} {ord(name)}" + f" {ord(name.lower())}" * first for index, name in enumerate(classes)]
+        (tmp_path / f"emnist-{kind}-mapping.txt").write_text("\n".join(rows))
+    data = open_dataset(f"idx:{tmp_path}")
+    assert data.classes == classes and data.describe()["classes"] == list(classes)
+    np.testing.assert_array_equal(data.train.images[..., 0], images.swapaxes(1, 2))
+    np.testing.assert_array_equal(data.train.labels, labels - first)
+
+
+def test_of_several_sets_in_a_folder_one_is_chosen_by_its_name(tmp_path):
+    for kind, seed in (("digits", 0), ("letters", 1)):
+        images, labels = synthetic(20, seed)
+        for part in ("train", "test"):
+            (tmp_path / f"emnist-{kind}-{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+            (tmp_path / f"emnist-{kind}-{part}-labels-idx1-ubyte").write_bytes(idx_bytes(labels + (kind == "letters")))
+    message = message_of(f"idx:{tmp_path}")
+    assert "has 2 sets of images" in message and f"idx:{tmp_path / 'emnist-letters'}" in message
+    data = open_dataset(f"idx:{tmp_path / 'emnist-letters'}")
+    np.testing.assert_array_equal(data.train.images[..., 0], synthetic(20, 1)[0].swapaxes(1, 2))
+    assert "emnist-none is not a directory" in message_of(f"idx:{tmp_path / 'emnist-none'}")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels")],
+)
+def test_archives_of_numpy_are_read_as_keras_and_medmnist_name_them(names, tmp_path):
+    arrays = dict(zip(names, [*synthetic(20, 0), *synthetic(11, 1)], strict=True))
+    if names[0] == "train_images":
+        arrays = {name: array[:, None] if array.ndim == 1 else array for name, array in arrays.items()}
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    data = open_dataset(f"npz:{tmp_path / 'mnist.npz'}")
+    np.testing.assert_array_equal(data.test.images[..., 0], synthetic(11, 1)[0])
+    np.testing.assert_array_equal(data.test.labels, synthetic(11, 1)[1])
+    np.savez(tmp_path / "other.npz", a=arrays[names[0]])
+    assert "other.npz has a; expected x_train, y_train, x_test, y_test or" in message_of(
+        f"npz:{tmp_path / 'other.npz'}"
+    )
+    np.savez(tmp_path / "floats.npz", **{**arrays, names[0]: arrays[names[0]] / 255})
+    assert "images of 28 x 28 x 1 float64, expected 28 x 28 x 1 uint8" in message_of(f"npz:{tmp_path / 'floats.npz'}")
+    np.savez(tmp_path / "labels.npz", **{**arrays, names[1]: arrays[names[1]].astype(float)})
+    assert "labels are float64 (20,), expected an integer for each image" in message_of(
+        f"npz:{tmp_path / 'labels.npz'}"
+    )
+
+
+def test_the_four_archives_of_kmnist_are_read_from_their_folder(tmp_path):
+    for part, count, seed in (("train", 20, 0), ("test", 11, 1)):
+        for kind, array in zip(("imgs", "labels"), synthetic(count, seed), strict=True):
+            np.savez_compressed(tmp_path / f"kmnist-{part}-{kind}.npz", array)
+    data = open_dataset(f"npz:{tmp_path}")
+    np.testing.assert_array_equal(data.train.images[..., 0], synthetic(20, 0)[0])
+    np.testing.assert_array_equal(data.test.labels, synthetic(11, 1)[1])
+    (tmp_path / "kmnist-test-imgs.npz").unlink()
+    assert "has 3 of its kind" in message_of(f"npz:{tmp_path}")
+
+
+def picture_folder(directory: Path, *classes: str, count: int = 10) -> np.ndarray:
+    images, _ = synthetic(count * max(len(classes), 1), 0)
+    for index, image in enumerate(images):
+        folder = directory / classes[index % len(classes)] if classes else directory
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index:03d}.png")
+    return images
+
+
+def test_pictures_in_a_folder_for_each_class(tmp_path):
+    images = picture_folder(tmp_path / "own", "b", "a")
+    data = open_dataset(f"folder:{tmp_path / 'own'}")
+    assert data.classes == ("a", "b")
+    assert (len(data.train.images), len(data.test.images)) == (16, 4)
+    np.testing.assert_array_equal(np.bincount(data.test.labels), [2, 2])
+    labels = {image.tobytes(): (index + 1) % 2 for index, image in enumerate(images)}
+    for part in (data.train, data.test):
+        assert [labels[image.tobytes()] for image in part.images] == part.labels.tolist()
+    assert open_dataset(f"folder:{tmp_path / 'own'}").describe() == data.describe()
+
+    for part in ("train", "test"):
+        picture_folder(tmp_path / "divided" / part, "x", "y", "z", count=2 if part == "test" else 3)
+    divided = open_dataset(f"folder:{tmp_path / 'divided'}")
+    assert divided.classes == ("x", "y", "z") and (len(divided.train.images), len(divided.test.images)) == (9, 6)
+
+
+def test_pictures_without_classes_are_resized_and_grey(tmp_path):
+    picture_folder(tmp_path)
+    Image.fromarray(np.full((56, 40, 3), (255, 0, 0), np.uint8)).save(tmp_path / "large.jpg")
+    data = open_dataset(f"folder:{tmp_path}")
+    assert data.classes == () and len(data.train.images) + len(data.test.images) == 11
+    assert any((abs(image.astype(int) - 76) < 3).all() for part in (data.train, data.test) for image in part.images)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert "bad.png: cannot be decoded" in message_of(f"folder:{tmp_path}")
+    (tmp_path / "bad.png").unlink()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "large.jpg").rename(tmp_path / "a" / "large.jpg")
+    assert "000.png lies beside the folders of classes" in message_of(f"folder:{tmp_path}")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "a" / "large.jpg").rename(tmp_path / "one" / "large.jpg")
+    assert "has 1 pictures, expected some to train on and some to hold out" in message_of(f"folder:{tmp_path / 'one'}")
 
 
 PREPARE = """
@@ -334,18 +498,18 @@ def test_failed_preparation_is_told_in_one_line_and_silently(monkeypatch, tmp_pa
     assert capfd.readouterr() == ("", "")
 
 
-def test_tfrecord_directory_is_told_with_the_command_that_helps(prepared, monkeypatch, tmp_path):
-    """Of a directory in tfrecord format TFDS itself looks only at the names and the information file."""
-    target = tmp_path / "mnist" / "3.0.1"
-    target.mkdir(parents=True)
-    for path in (prepared[0] / "mnist" / "3.0.1").iterdir():
-        (target / path.name.replace("array_record", "tfrecord")).write_bytes(path.read_bytes())
-    info = target / "dataset_info.json"
-    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+def test_tfrecords_are_read_without_tensorflow(prepared, monkeypatch, tmp_path):
+    target = write_as_tfrecord(prepared[0] / "mnist" / "3.0.1", tmp_path / "mnist" / "3.0.1")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared[0]))
+    expected = open_dataset("tfds").describe()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    message = message_of("tfds")
-    assert f"{target} is in tfrecord format, random access needs array_record" in message
-    assert "tfds build mnist --file_format=array_record" in message
+    block_tensorflow(monkeypatch)
+    assert open_dataset("tfds").describe() == expected
+    (path,) = target.glob("*train.tfrecord*")
+    content = path.read_bytes()
+    for damaged in (content[:-3], content[:-2000], content[:8] + b"\0" * 4 + content[20:], b"\xff" * 40):
+        path.write_bytes(damaged)
+        assert f"{target}: split 'train' cannot be read" in message_of("tfds")
 
 
 def test_damaged_tfds_directory_is_told_with_its_path(prepared, monkeypatch, tmp_path):
