@@ -77,8 +77,7 @@ def run(
         UserError: Data or weights cannot be read, the loss diverged, or a file could not be written.
         Interrupted: The command line caught SIGINT or SIGTERM; training goes on from a checkpoint.
     """
-    model = model or make_model(config)
-    given = weights.load(Path(config.weights), model, config.weights_md5) if config.weights else None
+    model, given = open_model(config, model, log)
     data = data or open_data(config)
     check_label(config, data)
     beta = equivalent_beta(config.reconstruction_weight, model.image_shape)
@@ -131,7 +130,8 @@ def load(run_dir: Path, config: LatentArithConfig) -> LatentArithResults:
     Raises:
         UserError: A file is missing or damaged, or the weights are those of another model.
     """
-    return LatentArithResults.load(run_dir, config, make_model(config))
+    model, _ = weights.fit_model(run_dir / weights.WEIGHTS, make_model(config))
+    return LatentArithResults.load(run_dir, config, model)
 
 
 def manifest(config: LatentArithConfig) -> Manifest:
@@ -164,12 +164,30 @@ def redraw(edit: Path, weights_path: Path, md5: str, out: Path, any_weights: boo
     """
     found = edits.read_edits(edit)
     size = weights.image_size(weights_path, md5)
-    model = FaceVae(len(found[0].z_start), (size, size, 3))
+    model, _ = weights.fit_model(weights_path, FaceVae(len(found[0].z_start), (size, size, 3)), md5)
     variables = weights.load(weights_path, model, md5)
     for one in found if not any_weights else ():
         one.check_weights(weights.fingerprint(variables))
     strips = edits.decode_all(make_decode(model, variables), np.stack([one.latents() for one in found]))
     save(out, lambda: figures.edit_strips(strips, found))
+
+
+def open_model(
+    config: LatentArithConfig, model: LatentVariableModel | None, log: Callable[[str], None]
+) -> tuple[LatentVariableModel, Variables | None]:
+    """Return the model, and its variables where the configuration names weights, whose filters the model then has.
+
+    Raises:
+        UserError: The weights are missing, damaged, or of another model.
+    """
+    if not config.weights:
+        return model or make_model(config), None
+    path = Path(config.weights)
+    if model is None:
+        model, assumed = weights.fit_model(path, make_model(config), config.weights_md5)
+        if assumed:
+            log(f"latent-arith: {path} has no names of layers: {assumed}")
+    return model, weights.load(path, model, config.weights_md5)
 
 
 def make_model(config: LatentArithConfig) -> FaceVae:

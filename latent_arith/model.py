@@ -51,6 +51,7 @@ from vae.model import GLOROT, SLOPE, ConvTranspose
 
 IMAGE_SHAPE = (128, 128, 3)
 LATENT_DIM = 200
+ENCODER_FILTERS, DECODER_FILTERS = (32, 64, 64, 64), (64, 64, 32)
 ROWS, CPU_ROWS = 250, 50
 """Images that a device encodes or decodes in one call; on an H100 a call of 250 takes as long as 1.5 of 50."""
 MICROBATCH = 10
@@ -67,15 +68,19 @@ class Encoder(nn.Module):
     Attributes:
         latent_dim: Number of latent dimensions.
         dropout: Share of the activations that is dropped in training.
+        filters: Output channels of the convolutions.
+        batch_norm: Whether a BatchNorm follows each.
     """
 
     latent_dim: int = LATENT_DIM
     dropout: float = 0.25
+    filters: tuple[int, ...] = ENCODER_FILTERS
+    batch_norm: bool = True
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool) -> tuple[Latents, Latents]:
         hidden = images
-        for index, features in enumerate((32, 64, 64, 64)):
+        for index, features in enumerate(self.filters):
             convolution = nn.Conv(
                 features,
                 (3, 3),
@@ -84,7 +89,8 @@ class Encoder(nn.Module):
                 conv_general_dilated=conv_general_dilated,
                 name=f"encoder_conv_{index}",
             )
-            hidden = _block(convolution, hidden, f"encoder_norm_{index}", self.dropout if index else 0, train)
+            norm = f"encoder_norm_{index}" if self.batch_norm else None
+            hidden = _block(convolution, hidden, norm, self.dropout if index else 0, train)
         hidden = hidden.reshape(hidden.shape[0], -1)
         mean = nn.Dense(self.latent_dim, kernel_init=GLOROT, name="mu")(hidden)
         log_variance = nn.Dense(self.latent_dim, kernel_init=GLOROT, name="log_var")(hidden)
@@ -97,21 +103,27 @@ class Decoder(nn.Module):
     Attributes:
         image_shape: Height, width and channels; height and width are multiples of 16.
         dropout: Share of the activations that is dropped in training.
+        filters: Channels that are reshaped from the latents, and output channels of all convolutions but the last.
+        batch_norm: Whether a BatchNorm follows each of these.
     """
 
     image_shape: tuple[int, int, int] = IMAGE_SHAPE
     dropout: float = 0.25
+    filters: tuple[int, ...] = (ENCODER_FILTERS[-1], *DECODER_FILTERS)
+    batch_norm: bool = True
 
     @nn.compact
     def __call__(self, latents: Latents, *, train: bool) -> Images:
         height, width, channels = self.image_shape
-        bottom = (height // 16, width // 16, 64)
+        shrunk, (first, *filters) = 2 ** len(self.filters), self.filters
+        bottom = (height // shrunk, width // shrunk, first)
         hidden = nn.Dense(prod(bottom), kernel_init=GLOROT, name="decoder_dense")(latents)
         hidden = jnp.reshape(hidden, (-1, *bottom))
-        for index, features in enumerate((64, 64, 32)):
+        for index, features in enumerate(filters):
             convolution = ConvTranspose(features, 2, name=f"decoder_conv_t{index}")
-            hidden = _block(convolution, hidden, f"decoder_norm_t{index}", self.dropout, train)
-        return ConvTranspose(channels, 2, name="decoder_conv_t3")(hidden)
+            norm = f"decoder_norm_t{index}" if self.batch_norm else None
+            hidden = _block(convolution, hidden, norm, self.dropout, train)
+        return ConvTranspose(channels, 2, name=f"decoder_conv_t{len(filters)}")(hidden)
 
 
 class Dropout(nn.Module):
@@ -152,6 +164,9 @@ class FaceVae:
         dropout: Share of the activations that is dropped in training.
         reconstruction_weight: Weight of the binary cross-entropy, which is a mean over pixels, against the KL.
         precision: In which both networks are trained; evaluation is in the platform's own.
+        encoder_filters: Output channels of the encoder's convolutions, each of which halves the sides.
+        decoder_filters: Those of the decoder's, but for the last, which has the image's; one fewer.
+        batch_norm: Whether BatchNorm follows convolutions.
         encoder: A Flax module, called with `train`, from images to mean and log variance; None for `Encoder`.
         decoder: A Flax module, called with `train`, from latents to logits; None for `Decoder`.
     """
@@ -161,6 +176,9 @@ class FaceVae:
     dropout: float = 0.25
     reconstruction_weight: float = 10_000.0
     precision: Precision = "default"
+    encoder_filters: tuple[int, ...] = ENCODER_FILTERS
+    decoder_filters: tuple[int, ...] = DECODER_FILTERS
+    batch_norm: bool = True
     encoder: Any = None
     decoder: Any = None
 
@@ -225,8 +243,9 @@ class FaceVae:
         return Loss(total, {"reconstruction": reconstruction, "kl": kl}, {})
 
     def _networks(self) -> tuple[Any, Any]:
-        encoder = self.encoder or Encoder(self.latent_dim, self.dropout)
-        return encoder, self.decoder or Decoder(self.image_shape, self.dropout)
+        encoder = self.encoder or Encoder(self.latent_dim, self.dropout, self.encoder_filters, self.batch_norm)
+        filters = (self.encoder_filters[-1], *self.decoder_filters)
+        return encoder, self.decoder or Decoder(self.image_shape, self.dropout, filters, self.batch_norm)
 
 
 def equivalent_beta(reconstruction_weight: float, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> float:
@@ -297,11 +316,11 @@ def _measure_rows(
 def _block(
     convolution: Callable[[Array], Array],
     images: Images,
-    norm: str,
+    norm: str | None,
     dropout: float,
     train: bool,
 ) -> Float[Array, "batch H W features"]:
-    """Apply convolution, BatchNorm, LeakyReLU and Dropout.
+    """Apply convolution, BatchNorm unless its name is None, LeakyReLU and Dropout.
 
     The variance takes a second pass, because E[x²] - E[x]² cancels in float32. In training, the results of the
     convolution and of the block are written to memory, and so are their cotangents: convolutions and the gradient of
@@ -309,7 +328,8 @@ def _block(
     """
     write = materialize if train else lambda hidden: hidden
     hidden = write(convolution(images))
-    hidden = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, use_fast_variance=False, name=norm)(hidden)
+    if norm:
+        hidden = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, use_fast_variance=False, name=norm)(hidden)
     hidden = jax.nn.leaky_relu(hidden, SLOPE)
     if dropout:
         hidden = Dropout(dropout, deterministic=not train)(hidden)

@@ -2,14 +2,20 @@
 
 `weights.npz` of a run holds every variable of a `FaceVae` under the name that a Keras model with the same layers
 gives it, `encoder/encoder_conv_0/kernel` or `decoder/decoder_norm_t2/moving_mean`; those of another model under their
-paths. Foreign models must have the attributes or layers `encoder` and `decoder` with convolutions `encoder_conv_0…3`
-and `decoder_conv_t0…3` and heads `mu` and `log_var`; the normalisations and the decoder's dense layer may have any
-name, and are taken in the order of the numbers in it.
+paths.
+
+Of foreign models the decoder is where transposed convolutions are, in an attribute or layer of any name, or in one flat
+model with the encoder. Layers of a kind are taken in the order of the numbers in their names: `decoder_conv_t_0` of
+Foster's «Generative Deep Learning», `decoder_conv_t0`, or `conv2d_transpose_1` where a file has no names. The heads are
+called `mu` and `log_var`, or are the two dense layers of the encoder in that order. Filters, and whether there is
+BatchNorm, are as the file has them (`fit_model`).
 """
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -28,6 +34,8 @@ from latentlab.training.state import TrainState, init_state
 
 WEIGHTS = "weights.npz"
 CHECKPOINTS = Path("checkpoints", "face_vae")
+HEADS = ("mu", "log_var")
+TRANSPOSED = re.compile(r"conv_t_?\d|transpose")
 
 
 def save(path: Path, model: LatentVariableModel, variables: Variables) -> None:
@@ -56,7 +64,7 @@ def load(path: Path, model: LatentVariableModel, md5: str = "") -> Variables:
     found = _find(path)
     if found != path and found.is_dir():
         return _newest_checkpoint(found, model)
-    arrays = _read(found, md5)
+    arrays, _ = _read(found, md5)
     template = jax.eval_shape(model.init, jax.random.key(0))
     names = dict(zip(keras_weights.paths(template), _names(model), strict=True))
     try:
@@ -66,6 +74,26 @@ def load(path: Path, model: LatentVariableModel, md5: str = "") -> Variables:
         fitting = size and (size, size, latent_dim) != (*model.image_shape[:2], model.latent_dim)
         hint = f"; expected --size {size} --latent-dim {latent_dim} for these weights" if fitting else ""
         raise UserError(f"{found}: {error}{hint}") from error
+
+
+def fit_model(path: Path, model: FaceVae, md5: str = "") -> tuple[FaceVae, str]:
+    """Return the model with the filters of weights, and with BatchNorm if they have it; and what was assumed, or "".
+
+    Its image shape and latent dimension stay, and so does a model whose networks are not the face VAE's.
+
+    Raises:
+        UserError: The weights are missing or damaged.
+    """
+    found = _find(path)
+    if model.encoder or model.decoder or (found != path and found.is_dir()):
+        return model, ""
+    arrays, assumed = _read(found, md5)
+    encoder = _filters(arrays, "encoder/encoder_conv_{}/kernel", 3)
+    *decoder, _ = _filters(arrays, "decoder/decoder_conv_t{}/kernel", 2) or (0,)
+    if not encoder or not decoder:
+        return model, ""
+    batch_norm = "encoder/encoder_norm_0/moving_mean" in arrays
+    return replace(model, encoder_filters=encoder, decoder_filters=tuple(decoder), batch_norm=batch_norm), assumed
 
 
 def image_size(path: Path, md5: str = "") -> int:
@@ -79,7 +107,7 @@ def image_size(path: Path, md5: str = "") -> int:
         run = path if (path / "config.json").exists() else path.parent  # of `all`, whose experiment `path` is
         config = read_json(run / "config.json")["config"]
         return int(config.get("latent_arith", config).get("size", IMAGE_SHAPE[0]))
-    size, _ = _dimensions(_read(found, md5))
+    size, _ = _dimensions(_read(found, md5)[0])
     if not size:
         raise UserError(f"{found}: holds no weights of a face VAE: no decoder/decoder_dense")
     return size
@@ -102,29 +130,69 @@ def _names(model: LatentVariableModel) -> list[str]:
     return names
 
 
-def _in_our_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename normalisations and the decoder's dense layer, which a foreign model may call anything."""
-    layers = dict.fromkeys(name.rpartition("/")[0] for name in arrays)
+def _in_our_names(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    """Return arrays under our names, and what was assumed of them, "" if nothing."""
+    layers = list(dict.fromkeys(name.rpartition("/")[0] for name in arrays))
+    kinds = {layer: _kind(layer, arrays) for layer in layers}
+    containers = {layer.rpartition("/")[0] for layer in layers if kinds[layer] == "transposed convolution"}
+    if len(containers) != 1:
+        return dict(arrays), ""
+    (container,) = containers
+    in_decoder = {layer for layer in layers if layer.rpartition("/")[0] == container}
+    if any(kinds[layer] == "convolution" for layer in in_decoder):  # one flat model of both
+        in_decoder = _decoder_of_flat(layers, kinds)
     renamed: dict[str, str] = {}
-    for network, norms in (("encoder", "encoder_norm_{}"), ("decoder", "decoder_norm_t{}")):
-        found = [layer for layer in layers if layer.startswith(f"{network}/") and f"{layer}/moving_mean" in arrays]
-        for index, layer in enumerate(sorted(found, key=_numbers)):
-            renamed[layer] = f"{network}/{norms.format(index)}"
-    dense = [
-        layer
-        for layer in layers
-        if layer.startswith("decoder/") and getattr(arrays.get(f"{layer}/kernel"), "ndim", 0) == 2
-    ]
-    if len(dense) == 1:
-        renamed[dense[0]] = "decoder/decoder_dense"
-    return {
+    assumed = ""
+    for network in ("encoder", "decoder"):
+        is_decoder = network == "decoder"
+        own = sorted((layer for layer in layers if (layer in in_decoder) == is_decoder), key=_numbers)
+        for kind, name in (
+            ("convolution", "encoder_conv_{}"),
+            ("transposed convolution", "decoder_conv_t{}"),
+            ("normalization", "decoder_norm_t{}" if is_decoder else "encoder_norm_{}"),
+        ):
+            for index, layer in enumerate(layer for layer in own if kinds[layer] == kind):
+                renamed[layer] = f"{network}/{name.format(index)}"
+        dense = [layer for layer in own if kinds[layer] == "dense"]
+        last = [layer.rpartition("/")[2] for layer in dense]
+        if is_decoder and len(dense) == 1:
+            renamed[dense[0]] = "decoder/decoder_dense"
+        elif not is_decoder and {*last} == {*HEADS}:
+            renamed |= {layer: f"encoder/{name}" for layer, name in zip(dense, last, strict=True)}
+        elif not is_decoder and len(dense) == len(HEADS):
+            renamed |= {layer: f"encoder/{head}" for layer, head in zip(dense, HEADS, strict=True)}
+            assumed = (
+                f"{last[0]} is taken for the mean and {last[1]} for the log variance, in the order of their numbers"
+            )
+    found = {
         f"{renamed.get(layer, layer)}/{variable}": array
         for (layer, _, variable), array in ((name.rpartition("/"), array) for name, array in arrays.items())
     }
+    return found, assumed
+
+
+def _kind(layer: str, arrays: Mapping[str, np.ndarray]) -> str:
+    if f"{layer}/moving_mean" in arrays:
+        return "normalization"
+    ndim = getattr(arrays.get(f"{layer}/kernel"), "ndim", 0)
+    if ndim == 4:
+        return "transposed convolution" if TRANSPOSED.search(layer.rpartition("/")[2]) else "convolution"
+    return "dense" if ndim == 2 else ""
+
+
+def _decoder_of_flat(layers: Sequence[str], kinds: Mapping[str, str]) -> set[str]:
+    """Return the decoder's layers of a model that has all in one: the later normalizations, and the third dense one."""
+
+    def of(kind: str) -> list[str]:
+        return sorted((layer for layer in layers if kinds[layer] == kind), key=_numbers)
+
+    heads = [layer for layer in of("dense") if layer.rpartition("/")[2] in HEADS]
+    dense = [layer for layer in of("dense") if layer not in heads][len(HEADS) - len(heads) :]
+    return {*of("transposed convolution"), *of("normalization")[len(of("convolution")) :], *dense}
 
 
 def _numbers(layer: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", layer)]
+    return [int(number) for number in re.findall(r"\d+", layer.rpartition("/")[2])]
 
 
 def _find(path: Path) -> Path:
@@ -137,20 +205,30 @@ def _find(path: Path) -> Path:
     return path
 
 
-def _read(path: Path, md5: str) -> dict[str, np.ndarray]:
+def _read(path: Path, md5: str) -> tuple[dict[str, np.ndarray], str]:
+    """Return arrays under our names, and what was assumed of foreign ones."""
     if path.suffix != ".npz" or md5:
         return _in_our_names(keras_weights.read(path, md5 or None))
     arrays = read_npz(path)
     keras_weights.check_finite(path, arrays)
-    return arrays
+    return arrays, ""
+
+
+def _filters(arrays: Mapping[str, np.ndarray], name: str, axis: int) -> tuple[int, ...]:
+    found = itertools.takewhile(
+        lambda array: array is not None and array.ndim == 4,
+        (arrays.get(name.format(index)) for index in itertools.count()),
+    )
+    return tuple(array.shape[axis] for array in found if array is not None)
 
 
 def _dimensions(arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """Return image side and latent dimension of a face VAE: its dense layer makes 64 features of 1/16 of each side."""
+    """Return image side and latent dimension of a face VAE; its dense layer makes what the encoder shrinks sides to."""
     kernel = arrays.get("decoder/decoder_dense/kernel")
-    if kernel is None or kernel.ndim != 2:
+    filters = _filters(arrays, "encoder/encoder_conv_{}/kernel", 3)
+    if kernel is None or kernel.ndim != 2 or not filters:
         return 0, 0
-    return 16 * math.isqrt(kernel.shape[1] // 64), kernel.shape[0]
+    return 2 ** len(filters) * math.isqrt(kernel.shape[1] // filters[-1]), kernel.shape[0]
 
 
 def _newest_checkpoint(directory: Path, model: LatentVariableModel) -> Variables:

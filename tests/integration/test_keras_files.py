@@ -1,4 +1,4 @@
-"""MobileNetV2 as Keras 3 and tf-keras save it: the numbers of the library that wrote the file, or one message."""
+"""MobileNetV2 and face VAEs as Keras 3 and tf-keras save them: the numbers of the library that wrote, or a message."""
 
 import subprocess
 import sys
@@ -13,6 +13,8 @@ import pytest
 from adversarial.classifier import Classifier, open_classifier
 from adversarial.config import AdversarialConfig
 from adversarial.pixels import RANGES
+from latent_arith import weights as face_weights
+from latent_arith.model import FaceVae
 from latentlab.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -49,15 +51,15 @@ REFUSED = {
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    made: dict[tuple[str, ...], Path] = {}
 
-    def save(library: str) -> Path:
-        if library not in made:
-            folder = made[library] = tmp_path_factory.mktemp(library)
-            command = [sys.executable, "-m", "tests.oracles.keras_files", library, str(folder)]
+    def save(library: str, *kind: str) -> Path:
+        if (library, *kind) not in made:
+            folder = made[library, *kind] = tmp_path_factory.mktemp(library)
+            command = [sys.executable, "-m", "tests.oracles.keras_files", library, str(folder), *kind]
             subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-        return made[library]
+        return made[library, *kind]
 
     return save
 
@@ -73,7 +75,7 @@ def evaluate(known: Classifier, images: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize(("library", "file"), [(library, file) for library, files in FILES.items() for file in files])
 def test_a_file_gives_the_numbers_of_the_library_that_wrote_it(
-    library: str, file: str, saved: Callable[[str], Path]
+    library: str, file: str, saved: Callable[..., Path]
 ) -> None:
     folder = saved(library)
     name = file.replace(".", "_").split("_")[0]
@@ -89,7 +91,51 @@ def test_a_file_gives_the_numbers_of_the_library_that_wrote_it(
 
 
 @pytest.mark.parametrize(("library", "file"), [(library, file) for library, files in REFUSED.items() for file in files])
-def test_what_a_file_does_not_tell_is_said(library: str, file: str, saved: Callable[[str], Path]) -> None:
+def test_what_a_file_does_not_tell_is_said(library: str, file: str, saved: Callable[..., Path]) -> None:
     with pytest.raises(UserError) as caught:
         open_file(saved(library) / file)
     assert REFUSED[library][file] in str(caught.value)
+
+
+FACES = {
+    "keras": [
+        *(f"{name}{form}" for name in ("foster", "plain") for form in (".keras", ".h5", ".weights.h5", "_checkpoint")),
+        "unnamed.weights.h5", "unnamed_checkpoint",
+    ],
+    "tf_keras": [
+        *(
+            f"{name}{form}"
+            for name in ("foster", "plain")
+            for form in (".keras", ".h5", ".weights.h5", "_weights.h5", "_tf", "_checkpoint")
+        ),
+        "unnamed.weights.h5", "unnamed_weights.h5", "unnamed_tf", "unnamed_checkpoint",
+    ],
+}  # fmt: skip
+UNNAMED = {"tf_keras": ("foster.weights.h5", "plain.weights.h5")}
+"""Files without names of layers, beside those of models that have none."""
+
+
+@pytest.mark.parametrize(("library", "file"), [(library, file) for library, files in FACES.items() for file in files])
+def test_a_face_vae_gives_the_latents_and_pictures_of_the_library_that_wrote_it(
+    library: str, file: str, saved: Callable[..., Path]
+) -> None:
+    folder = saved(library, "faces")
+    name = file.replace(".", "_").split("_")[0]
+    expected = np.load(folder / f"{name}.npz")
+    side, latent_dim = expected["images"].shape[1], expected["latents"].shape[1]
+    model, assumed = face_weights.fit_model(folder / file, FaceVae(latent_dim, (side, side, 3)))
+    is_unnamed = name == "unnamed" or file in UNNAMED.get(library, ())
+    assert assumed.endswith("for the log variance, by their numbers") == is_unnamed, assumed
+    variables = face_weights.load(folder / file, model)
+    mean, log_variance = jax.jit(model.encode)(variables, jnp.asarray(expected["images"]))
+    decoded = jax.nn.sigmoid(jax.jit(model.decode)(variables, jnp.asarray(expected["latents"])))
+    for found, key in ((mean, "mean"), (log_variance, "log_var"), (decoded, "decoded")):
+        assert expected[key].std() > 0.001
+        np.testing.assert_allclose(found, expected[key], atol=1e-5)
+
+
+def test_a_face_vae_of_another_size_is_told_what_to_ask_for(saved: Callable[..., Path]) -> None:
+    path = saved("keras", "faces") / "plain.h5"
+    model, _ = face_weights.fit_model(path, FaceVae())
+    with pytest.raises(UserError, match="expected --size 32 --latent-dim 10 for these weights"):
+        face_weights.load(path, model)
