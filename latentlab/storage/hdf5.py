@@ -31,6 +31,7 @@ MEMORY = 8 * 2**30  # bytes of the process
 BATCH_NORMALIZATION = ["gamma", "beta", "moving_mean", "moving_variance"]
 KERNEL_LAYER = re.compile(r"(dense|(depthwise_)?conv\dd(_transpose)?)(_\d+)?")
 MOST_DEFLATED = 1032  # DEFLATE shrinks no further: an HDF5 data set that stores less was never written whole
+OPAQUE_BFLOAT16 = np.dtype("V2")  # as h5py writes a type that HDF5 has not
 ROOT = Path(__file__).parents[2]
 
 
@@ -183,7 +184,8 @@ def _array(dataset: h5py.Dataset) -> np.ndarray:
         raise ValueError(f"{dataset.name} does not hold the {dataset.nbytes} bytes that it announces")
     limits.check_bytes(dataset.nbytes)
     array = dataset[()]
-    return array.view(ml_dtypes.bfloat16) if dataset.attrs.get("dtype") == "bfloat16" else array
+    is_bfloat16 = dataset.attrs.get("dtype") == "bfloat16" or array.dtype == OPAQUE_BFLOAT16
+    return array.view(ml_dtypes.bfloat16) if is_bfloat16 else array
 
 
 def _strings(group: h5py.Group, name: str) -> list[str]:

@@ -250,6 +250,26 @@ def test_weights_alone_are_refused_where_a_layer_could_do_anything(tmp_path: Pat
     np.testing.assert_allclose(known(images / 2 + 0.5), of_keras(model, images), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("policy", ["float16", "bfloat16", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_half_precision_is_read_and_computed_in_float32(policy: str, suffix: str, tmp_path: Path) -> None:
+    def build(dtype: str) -> keras.Model:
+        head = [layers.Conv2D(4, 3, dtype=dtype), layers.GlobalAveragePooling2D(dtype=dtype)]
+        return keras.Sequential([keras.Input((SIZE, SIZE, 3)), *head, layers.Dense(3, dtype=dtype)])
+
+    model, whole = build(policy), build("float32")
+    model.save(tmp_path / f"half{suffix}")
+    loaded = keras_model.load(tmp_path / f"half{suffix}")
+    assert loaded is not None
+    network, variables, _ = loaded
+    whole = keras.Sequential(
+        [keras.Input((SIZE, SIZE, 3)), layers.Conv2D(4, 3), layers.GlobalAveragePooling2D(), layers.Dense(3)]
+    )
+    whole.set_weights([np.asarray(variable, np.float32) for variable in model.variables])
+    images = np.random.default_rng(1).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    np.testing.assert_allclose(network.apply(variables, jnp.asarray(images)), of_keras(whole, images), atol=1e-6)
+
+
 def test_two_outputs_and_training_mode_are_refused(tmp_path: Path) -> None:
     images = keras.Input((SIZE, SIZE, 3))
     hidden = layers.Flatten()(images)
