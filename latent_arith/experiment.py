@@ -41,6 +41,7 @@ from latentlab.model import LatentVariableModel, Variables
 from latentlab.parallel import LocalRows
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.run_directory import note_nulls
 from latentlab.training.loop import (
     LoopSchedule,
     init_states,
@@ -115,7 +116,7 @@ def run(
         ),
     }
     results = LatentArithResults(
-        config, model, variables, found, lengths["balanced"], edit, pictures, scorecard.arrays(), measures
+        config, model, variables, found, lengths["balanced"], edit, pictures, scorecard.arrays(), note_nulls(measures)
     )
     if run_dir:
         results.save(run_dir)
@@ -138,7 +139,8 @@ def manifest(config: LatentArithConfig) -> Manifest:
     """Return what `run` leaves behind, for `check`."""
     dim, size = config.latent_dim, config.size
     latent, unit = ArraySpec((dim,), "float32"), ArraySpec((None, dim), "float32")
-    edited = ArraySpec((None, SHOWN_FACES, len(STRENGTHS), size, size, 3), "uint8")
+    shown = min(SHOWN_FACES, config.held_out_images)
+    edited = ArraySpec((None, shown, len(STRENGTHS), size, size, 3), "uint8")
     return Manifest(
         deliverables={"ans09": ArraySpec((), "str"), "ans10": latent, "ans11": latent},
         arrays={

@@ -31,6 +31,8 @@ EXAMPLES_PER_BATCH = 100
 DECODINGS_PER_BATCH = 256
 ACTIVE_UNIT_VARIANCE = 0.01
 PRINCIPAL_COMPONENTS = 50
+NEIGHBOURS = 5
+"""Real neighbours whose distance is the radius of the balls of density and coverage."""
 
 Codes = Float[np.ndarray, "n latent"]
 OtherCodes = Float[np.ndarray, "m latent"]
@@ -206,9 +208,10 @@ def score_samples(
 
     flat_real, flat_samples = (x.reshape(len(x), -1) / 255 for x in (real, samples))
     components = min(PRINCIPAL_COMPONENTS, *flat_real.shape)
-    projection = PCA(components, svd_solver="covariance_eigh").fit(flat_real)
+    with np.errstate(invalid="ignore"):  # of images that are all the same
+        projection = PCA(components, svd_solver="covariance_eigh").fit(flat_real)
     ours, theirs = projection.transform(flat_samples), projection.transform(flat_real)
-    density, coverage = density_and_coverage(ours, theirs[: len(ours)])
+    density, coverage = density_and_coverage(ours, theirs[: max(len(ours), NEIGHBOURS + 1)])
     return {"frechet_distance": frechet_distance(ours, theirs), "density": density, "coverage": coverage}
 
 
@@ -222,7 +225,7 @@ def frechet_distance(one: Codes, other: OtherCodes) -> float:
     return float(shift @ shift + np.trace(first) + np.trace(second) - 2 * cross)
 
 
-def density_and_coverage(samples: OtherCodes, real: Codes, neighbours: int = 5) -> tuple[float, float]:
+def density_and_coverage(samples: OtherCodes, real: Codes, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
     """Return density, 1 on average for samples that are like the real points, and coverage in 0…1 (Naeem et al. 2020).
 
     Args:

@@ -64,7 +64,13 @@ def run(
     data = data or open_dataset(config.data)
     if len(data.train.images) < config.train_images:
         raise UserError(
-            f"train_images is {config.train_images}, but {data.source} has {len(data.train.images)} training images"
+            f"train_images is {config.train_images}, but {data.source} has {len(data.train.images)} training images; "
+            "expected at most as many"
+        )
+    if len(data.test.images) <= evaluate.NEIGHBOURS:
+        raise UserError(
+            f"{data.source} has {len(data.test.images)} held-out images, expected more than {evaluate.NEIGHBOURS}, the "
+            "neighbours that density and coverage go by"
         )
     models = make_models(config, data.image_shape, model)
     metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")

@@ -12,6 +12,7 @@ from latentlab import parallel
 from latentlab.errors import UserError
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.run_directory import note_nulls
 from vae import evaluate
 from vae.config import VaeConfig
 from vae.data import Dataset
@@ -89,7 +90,7 @@ def measure(
         name: jax.tree.map(lambda leaf: leaf if config.seeds > 1 else leaf[None], parallel.gather_to_host(tree))
         for name, tree in variables.items()
     }
-    return VaeResults(config, dict(models), host, latents, pictures, measures)
+    return VaeResults(config, dict(models), host, latents, pictures, note_nulls(measures))
 
 
 def evaluate_model(

@@ -82,6 +82,8 @@ class VaeResults:
             if name not in self.measures[model]:  # an autoencoder has no likelihood
                 return ""
             value = self.measures[model][name]
+            if value["mean"] is None:
+                return "–"
             spread = f" ± {value['standard_deviation']:.3g}" if "standard_deviation" in value else ""
             return f"{value['mean']:.4g}{spread}"
 

@@ -55,7 +55,7 @@ def _project(latents: Mapping[str, np.ndarray], name: str, codes: np.ndarray) ->
     return points
 
 
-def _spread(value: Mapping[str, Any] | None) -> dict[str, float] | None:
-    if value is None:
+def _spread(value: Mapping[str, Any] | None) -> dict[str, float | None] | None:
+    if value is None or value["mean"] is None:
         return None
     return to_floats({key: value[key] for key in ("mean", "standard_deviation") if key in value})

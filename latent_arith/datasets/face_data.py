@@ -179,15 +179,27 @@ def open_data(config: LatentArithConfig) -> FaceData:
 
 
 def check_label(config: LatentArithConfig, data: FaceData) -> None:
-    """Check that the data have the attribute whose direction is wanted.
+    """Check that the data have the attribute whose direction is wanted, and images with and without it to train on.
 
     Raises:
-        UserError: They have not.
+        UserError: They have not, or, where no attribute is wanted, no attribute has both.
     """
     names = data.table.names
     if config.label and config.label not in names:
         near = difflib.get_close_matches(config.label, names, 3, 0.5) or names
         raise UserError(f"label is {config.label!r}, which {config.data} does not have; expected {' or '.join(near)}")
+    positives = (data.table.values[data.train] > 0).sum(axis=0)
+    varying = (positives > 0) & (positives < len(data.train))
+    if config.label and not varying[names.index(config.label)]:
+        count = int(positives[names.index(config.label)])
+        raise UserError(
+            f"label is {config.label!r}, which {count} of {len(data.train)} training images have, so it has no "
+            "direction; expected one that some have and some have not"
+        )
+    if not varying.any():
+        raise UserError(
+            f"{config.data}: of no attribute are there training images with and without it, so there is no direction"
+        )
 
 
 def paint(

@@ -16,7 +16,7 @@ from latentlab.errors import UserError
 from latentlab.experiment import EXPERIMENTS, Run, import_part
 from latentlab.report import provenance
 from latentlab.storage.check import check
-from latentlab.storage.run_directory import atomic
+from latentlab.storage.run_directory import atomic, finite_or_null
 
 PAGE = Path("report") / "index.html"
 
@@ -53,7 +53,7 @@ def format_html(data: Mapping[str, Any]) -> str:
         "script_hash": _hash(script),
         "style": style,
         "script": script,
-        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", r"\u003c"),
+        "data": json.dumps(finite_or_null(data), allow_nan=False, separators=(",", ":")).replace("<", r"\u003c"),
     }
     for name, text in parts.items():
         before, after = page.split("{" + name + "}")

@@ -41,6 +41,6 @@ def round_numbers(values: np.ndarray, digits: int = 3) -> Any:
     return np.round(values.astype(float), digits).tolist()
 
 
-def to_floats(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return named numbers as floats."""
-    return {key: float(value) for key, value in values.items()}
+def to_floats(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return named numbers as floats; None stays."""
+    return {key: None if value is None else float(value) for key, value in values.items()}

@@ -167,6 +167,14 @@ def finite_or_null(value: Any) -> Any:
     return value
 
 
+def note_nulls(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return measures for `results.json`, NaN and infinity as null, and with a note where there are any."""
+    found: dict[str, Any] = finite_or_null(measures)
+    if "null" in json.dumps(found):
+        found["notes"] = ["null stands for a number that these data do not give, such as an error of a single image"]
+    return found
+
+
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays to a compressed .npz, atomically."""
     with atomic(path) as file:
