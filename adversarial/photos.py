@@ -4,10 +4,11 @@ A photo is resized as TensorFlow's `tf.image.resize` does by default: bilinearly
 half-pixel centres and no antialiasing, and with no regard to its proportions.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
@@ -18,9 +19,12 @@ from latentlab import decoding
 from latentlab.decoding import Decoder
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
+from latentlab.storage.image_files import list_files
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
+WORDNET = re.compile(r"(?<![a-zA-Z0-9])n\d{8}(?!\d)")
 SHORTEST_SIDE = 32  # pixels
 TURNED = range(2, 9)  # EXIF orientations other than upright
 SIXTEEN_BITS = 2**16 - 1
@@ -30,61 +34,90 @@ KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "
 
 
 class Photo(NamedTuple):
-    """A square photo, and what had to be done to make it one of 8-bit RGB."""
+    """A square photo, and what had to be done to make it one of 8-bit RGB; or black, and why it could not be read."""
 
     pixels: UInt8[np.ndarray, "size size 3"]
     notes: tuple[str, ...]
+    fault: str = ""
 
 
-def find(directory: Path) -> list[Path]:
-    """Return all photos below a directory by their suffix, sorted; hidden files and directories are left out.
+class FoundPhotos(NamedTuple):
+    """Photos below a directory, and the other files there, which are left out; both sorted."""
+
+    paths: list[Path]
+    others: list[Path]
+
+
+def find(directory: Path) -> FoundPhotos:
+    """Find all photos below a directory, by their suffix or their first bytes, also through symbolic links.
+
+    Hidden files and directories are passed over.
 
     Raises:
         UserError: It is no directory, or holds no photo.
     """
-    try:
-        if not directory.is_dir():
-            raise UserError(f"{directory}: is no directory, expected one of photos")
-        found = [
-            path
-            for path in directory.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-            and path.is_file()
-        ]
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be searched ({error.strerror})") from error
-    if not found:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: is no directory, expected one of photos")
+    files = [file.place for file in list_files(directory, open_zips=False)]
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES or _begins_like_a_photo(path)]
+    if not paths:
         raise UserError(f"{directory}: holds no photos, expected files that end in {' '.join(SUFFIXES)}")
-    return sorted(found)
+    return FoundPhotos(sorted(paths), sorted({*files} - {*paths}))
 
 
-def label_of(path: Path, root: Path, classes: Sequence[tuple[str, str]]) -> int:
+def _begins_like_a_photo(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return start.startswith(SIGNATURES) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
+
+
+def label_of(path: Path, root: Path, classes: Sequence[tuple[str, str]], by_number: bool = False) -> int:
     """Return the index of a photo's class by its path.
 
-    That is the name of the folder that the photo lies in: a class's name, WordNet id or index. For a photo in `root`
-    itself it is the index after the last `_` of its name, as in `imagenet_00_243.jpg`.
+    That is what the folder that it lies in is called: a class's name, WordNet id or index. Otherwise it is the WordNet
+    id in the folder's name, `n02099601-golden_retriever`, or in its own, `n02099601_7.jpg`, as ImageNet has them. No
+    other number in a file's name is a label, unless it is asked for.
 
     Args:
         path: A photo at any depth below `root`.
         root: Where all photos are.
         classes: WordNet id and name of every class, in the network's order.
+        by_number: Take the index after the last `_` of its name, as in `imagenet_00_243.jpg`.
 
     Raises:
         UserError: The path tells no class, or one that the network does not have.
     """
-    if path.parent == root:
-        word = path.stem.rpartition("_")[2]
-        expected = "its name; expected its index before the suffix, as in dog_7.jpg"
-    else:
-        word = path.parent.name
-        expected = "its folder; expected one called by a class's name, WordNet id or index"
-        indices = [index for index, names in enumerate(classes) if word in names]
-        if len(indices) > 1:
-            those = " and ".join(map(str, indices))
-            raise UserError(f"{path}: classes {those} are called {word}, expected a WordNet id or index")
-        if indices:
-            return indices[0]
+    folder = "" if path.parent == root else path.parent.name
+    if by_number:
+        return _check_index(
+            path,
+            path.stem.rpartition("_")[2],
+            classes,
+            "its name; expected its index before the suffix, as in dog_7.jpg",
+        )
+    indices = [index for index, names in enumerate(classes) if folder and folder in names]
+    if len(indices) > 1:
+        those = " and ".join(map(str, indices))
+        raise UserError(f"{path}: classes {those} are called {folder}, expected a WordNet id or index")
+    if indices:
+        return indices[0]
+    for word in (folder, path.stem):
+        if match := WORDNET.search(word):
+            known = [index for index, (identifier, _) in enumerate(classes) if identifier == match[0]]
+            if not known:
+                raise UserError(f"{path}: {match[0]} is a class of WordNet that the network does not have")
+            return known[0]
+    where = "its folder or name" if folder else "its name"
+    expected = (
+        "expected a folder called by a class's name, WordNet id or index, a WordNet id in the name, or --labels numbers"
+    )
+    return _check_index(path, folder, classes, f"{where}; {expected}")
+
+
+def _check_index(path: Path, word: str, classes: Sequence[Any], expected: str) -> int:
     if not (word.isascii() and word.isdecimal()):
         raise UserError(f"{path}: no class can be told from {expected}")
     if int(word) >= len(classes):
@@ -126,18 +159,27 @@ def read(path: Path, size: int, decoder: Decoder = "pillow") -> Photo:
     return Photo(_resize_to_levels(np.asarray(rgb), size), tuple(notes))
 
 
-def read_ahead(paths: Sequence[Path], size: int, ahead: int, decoder: Decoder = "pillow") -> Iterator[Photo]:
+def read_ahead(
+    paths: Sequence[Path], size: int, ahead: int, decoder: Decoder = "pillow", skip_bad: bool = False
+) -> Iterator[Photo]:
     """Yield what `read` makes of photos, in their order; threads read up to `ahead` of them before they are asked for.
 
     Raises:
-        UserError: As `read`, when it is the photo's turn.
+        UserError: As `read`, when it is the photo's turn; with `skip_bad` the photo has a `fault` instead.
     """
     import grain  # slow to import
 
     options = grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead)
-    read_photo = partial(read, size=size, decoder=decoder)
+    read_photo = partial(_read_or_fault if skip_bad else read, size=size, decoder=decoder)
     found: Iterator[Photo] = iter(grain.MapDataset.source(paths).map(read_photo).to_iter_dataset(options))
     return found
+
+
+def _read_or_fault(path: Path, size: int, decoder: Decoder) -> Photo:
+    try:
+        return read(path, size, decoder)
+    except UserError as error:
+        return Photo(np.zeros((size, size, 3), np.uint8), (), str(error).removeprefix(f"{path}: "))
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Photo:

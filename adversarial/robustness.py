@@ -156,8 +156,10 @@ def _shares(name: str, survived: Bool[np.ndarray, "photos epsilons"]) -> dict[st
 
 def summarize(results: Mapping[str, Any]) -> str:
     """Return the results in a few lines for the terminal."""
+    skipped = len(results.get("skipped", ()))
+    counted = f"{results['photos']} photos" + (f" ({skipped} more cannot be read)" if skipped else "")
     lines = [
-        f"{results['photos']} photos, clean accuracy {results['clean_accuracy']:.1%}; robust accuracy against "
+        f"{counted}, clean accuracy {results['clean_accuracy']:.1%}; robust accuracy against "
         f"{describe_attack(results)}, an upper bound:"
     ]
     for entry in results["robust_accuracy"]:

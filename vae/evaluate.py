@@ -13,6 +13,7 @@ Scikit-learn is imported where it is used, which is after training, because its 
 the first step.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -216,7 +217,12 @@ def score_samples(
 
 
 def frechet_distance(one: Codes, other: OtherCodes) -> float:
-    """Return |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of Gaussians fitted to both sets (Heusel et al. 2017)."""
+    """Return |μ₁ - μ₂|² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½) of Gaussians fitted to both sets (Heusel et al. 2017).
+
+    It is NaN where a set has one point alone, which has no covariance.
+    """
+    if min(len(one), len(other)) < 2:
+        return math.nan
     shift = one.mean(axis=0) - other.mean(axis=0)
     first, second = (np.atleast_2d(np.cov(points, rowvar=False)) for points in (one, other))
     values, vectors = np.linalg.eigh(first)

@@ -57,8 +57,12 @@ class StoredFile:
         return f"{self.place}/{self.member}" if self.member else str(self.place)
 
 
-def list_files(root: Path) -> list[StoredFile]:
+def list_files(root: Path, open_zips: bool = True) -> list[StoredFile]:
     """Return all files below a folder, also by symbolic links and in its zips, or those of one zip; hidden ones not.
+
+    Args:
+        root: Folder or zip.
+        open_zips: List what is in a zip, not the zip.
 
     Raises:
         UserError: There is no such folder or zip, or it cannot be read.
@@ -68,7 +72,7 @@ def list_files(root: Path) -> list[StoredFile]:
             return sorted(_list_zip(root), key=str)
         if not root.is_dir():
             raise UserError(f"{root} is not a directory or a zip; expected one with the pictures")
-        return sorted(_list_folder(root, {os.path.realpath(root)}), key=str)
+        return sorted(_list_folder(root, {os.path.realpath(root)}, open_zips), key=str)
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise UserError(f"{root}: cannot be read ({first_line(error)})") from error
 
@@ -128,7 +132,7 @@ def _path_below(file: StoredFile, root: Path) -> str:
     return file.member or file.place.relative_to(root).as_posix()
 
 
-def _list_folder(folder: Path, seen: set[str]) -> Iterator[StoredFile]:
+def _list_folder(folder: Path, seen: set[str], open_zips: bool) -> Iterator[StoredFile]:
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry.path)
@@ -136,8 +140,8 @@ def _list_folder(folder: Path, seen: set[str]) -> Iterator[StoredFile]:
                 continue
             if entry.is_dir():
                 if (real := os.path.realpath(path)) not in seen:  # links may lead in circles
-                    yield from _list_folder(path, seen | {real})
-            elif path.suffix.lower() == ".zip":
+                    yield from _list_folder(path, seen | {real}, open_zips)
+            elif open_zips and path.suffix.lower() == ".zip":
                 yield from _list_zip(path)
             elif entry.is_file():
                 yield StoredFile(path, "", entry.stat().st_size)

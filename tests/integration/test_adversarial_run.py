@@ -155,9 +155,52 @@ def test_robust_accuracy_of_a_folder(
 
 
 def test_labels_come_from_folders_and_file_names(attack: Command, tmp_path: Path, photos: Path) -> None:
-    assert attack("--images", str(photos), "--report", "robust-accuracy") == 0
+    root = tmp_path / "labeled"
+    shutil.copytree(photos, root)
+    for path in sorted((root / "class_5").iterdir()):
+        path.rename(root / f"{path.stem}_5.png")
+    assert attack("--images", str(root), "--report", "robust-accuracy", "--labels", "numbers") == 0
     labels = {row["photo"]: row["label"] for row in MetricsLog(tmp_path / "run" / "metrics.jsonl").rows()}
-    assert labels == {**{f"a_{label}.png": label for label in range(5)}, "class_5/b.png": 5, "class_5/c.png": 5}
+    assert labels == {**{f"a_{label}.png": label for label in range(5)}, "b_5.png": 5, "c_5.png": 5}
+    arguments = ["--images", str(photos / "class_5"), "--report", "robust-accuracy", "--overwrite"]
+    assert attack(*arguments) == 2
+    for path in (photos / "class_5").iterdir():
+        (root / "class_5").mkdir(exist_ok=True)
+        shutil.copy(path, root / "class_5")
+    for path in root.glob("*.png"):
+        path.unlink()
+    assert attack("--images", str(root), "--report", "robust-accuracy", "--overwrite") == 0
+    rows = MetricsLog(tmp_path / "run" / "metrics.jsonl").rows()
+    assert {row["photo"]: row["label"] for row in rows} == {"class_5/b.png": 5, "class_5/c.png": 5}
+
+
+def test_photos_that_cannot_be_read_are_left_out_if_asked_for(
+    attack: Command, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "some"
+    shutil.copytree(photos, root)
+    content = (root / "a_1.png").read_bytes()
+    (root / "a_1.png").write_bytes(content[: len(content) // 2])
+    (root / "notes.txt").write_text("of me")
+    options = ["--images", str(root), "--report", "robust-accuracy", "--labels", "predictions", "--batch-size", "3"]
+    assert attack(*options) == 2
+    assert "a_1.png: is damaged" in capsys.readouterr().err
+    assert attack(*options, "--skip-bad", "--overwrite") == 0
+    out = capsys.readouterr().out
+    assert "1 of 7 photos cannot be read and are left out" in out
+    assert "1 files in" in out and "are no photos and are left out, first notes.txt" in out
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["photos"] == 6 and list(results["skipped"]) == ["a_1.png"]
+    assert "6 photos (1 more cannot be read), clean accuracy" in out
+    rows = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b"".join(rows.splitlines(keepends=True)[:4]))
+    (tmp_path / "run" / "results.json").unlink()
+    assert cli.main(["adversarial", "--resume", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == rows
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"no photo")
+    assert attack(*options, "--skip-bad", "--overwrite") == 2
+    assert "none of 7 photos can be read, first ('a_0.png', 'is no photo" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept", [0, 2, 3, 5])

@@ -57,7 +57,8 @@ def test_the_traps_work(folder: Path) -> None:
 
 
 def test_reading_hdf5_executes_nothing(folder: Path) -> None:
-    arguments = "adversarial --preset quick --report robust-accuracy --images . --size 64 --epsilons 0 --out ../run"
+    arguments = "adversarial --preset quick --report robust-accuracy --images . --labels numbers --size 64 "
+    arguments += "--epsilons 0 --out ../run"
     done = run_from(folder, arguments.split())
     assert done.returncode == 0, done.stderr
     assert not executed(folder)

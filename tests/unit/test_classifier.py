@@ -167,6 +167,14 @@ def test_a_class_is_found_by_index_name_or_identifier() -> None:
             known.index(text)
 
 
+def test_a_class_that_is_called_by_a_number_is_meant_by_it() -> None:
+    """By its name, in a folder's name and on the command line alike, and not by its place."""
+    known = first_pixels(RANGES["zero-one"], "3", "1", "2")
+    for text, index in (("3", 0), ("1", 1), ("2", 2), ("0", 0)):
+        assert known.index(text) == index
+        assert photos.label_of(Path("photos", text, "a.jpg"), Path("photos"), known.classes) == index
+
+
 def test_names_can_be_given_and_must_be_as_many(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"dog {number}" for number in range(19)) + "\n")

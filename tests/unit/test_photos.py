@@ -298,13 +298,32 @@ def test_photos_are_found_at_any_depth_but_hidden_ones(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert photos.find(tmp_path) == sorted(tmp_path / name for name in shown)
+    found = photos.find(tmp_path)
+    assert found.paths == sorted(tmp_path / name for name in shown)
+    assert found.others == [tmp_path / "jpg", tmp_path / "notes.txt"]
+
+
+def test_photos_are_found_by_their_content_and_through_links(tmp_path: Path) -> None:
+    root, away = tmp_path / "photos", tmp_path / "away"
+    root.mkdir()
+    away.mkdir()
+    for name, kind in (("a.jfif", "JPEG"), ("b", "PNG"), ("c.txt", "WEBP"), ("d.png", "JPEG")):
+        saved(away / name, Image.fromarray(noise(SIZE, SIZE, 3)), format=kind)
+    (away / "e.txt").write_text("no photo")
+    (root / "golden_retriever").symlink_to(away)
+    (away / "circle").symlink_to(away)
+    found = photos.find(root)
+    assert [path.name for path in found.paths] == ["a.jfif", "b", "c.txt", "d.png"]
+    assert [path.name for path in found.others] == ["e.txt"]
+    for path in found.paths:
+        assert photos.read(path, SIZE).pixels.shape == (SIZE, SIZE, 3)
+        assert photos.label_of(path, root, CLASSES) == 1
 
 
 def test_photos_are_looked_for_even_below_a_hidden_directory(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "a.jpg").touch()
-    assert photos.find(tmp_path / ".cache") == [tmp_path / ".cache" / "a.jpg"]
+    assert photos.find(tmp_path / ".cache").paths == [tmp_path / ".cache" / "a.jpg"]
 
 
 def test_a_directory_must_be_one_and_hold_photos(tmp_path: Path) -> None:
@@ -324,9 +343,9 @@ def test_a_directory_must_be_one_and_hold_photos(tmp_path: Path) -> None:
         ("n02012849/a.jpg", 2),
         ("3/a.jpg", 3),
         ("dogs/Chihuahua/a.jpg", 0),
-        ("imagenet_00_2.jpg", 2),
-        ("3.jpg", 3),
-        ("dog_003.jpg", 3),
+        ("n02099601-golden_retriever/n02099601_7.jpg", 1),
+        ("n02099601_7.jpg", 1),
+        ("train/n02099601_10074.JPEG", 1),
     ],
 )
 def test_a_path_tells_the_class(path: str, label: int) -> None:
@@ -334,17 +353,27 @@ def test_a_path_tells_the_class(path: str, label: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "message"),
+    ("path", "label"), [("imagenet_00_2.jpg", 2), ("3.jpg", 3), ("dog_003.jpg", 3), ("dogs/Chihuahua/a_1.jpg", 1)]
+)
+def test_a_number_at_the_end_of_the_name_is_the_class_if_it_is_asked_for(path: str, label: int) -> None:
+    assert photos.label_of(Path("photos") / path, Path("photos"), CLASSES, by_number=True) == label
+
+
+@pytest.mark.parametrize(
+    ("path", "by_number", "message"),
     [
-        ("a.jpg", "no class can be told from its name; expected its index before the suffix, as in dog_7.jpg"),
-        ("dog_-1.jpg", "no class can be told from its name; expected its index"),
-        ("dog_².jpg", "no class can be told from its name; expected its index"),
-        ("cats/a_1.jpg", "no class can be told from its folder; expected one called by a class's name, WordNet id or"),
-        ("crane/a.jpg", "classes 2 and 3 are called crane, expected a WordNet id or index"),
-        ("imagenet_00_243.jpg", r"class 243, but the network has 4 \(0 to 3\)"),
-        ("4/a.jpg", r"class 4, but the network has 4 \(0 to 3\)"),
+        ("a.jpg", True, "no class can be told from its name; expected its index before the suffix, as in dog_7.jpg"),
+        ("dog_-1.jpg", True, "no class can be told from its name; expected its index"),
+        ("dog_².jpg", True, "no class can be told from its name; expected its index"),
+        ("imagenet_00_243.jpg", True, r"class 243, but the network has 4 \(0 to 3\)"),
+        ("cats/a_1.jpg", False, "no class can be told from its folder or name; expected a folder called by a class's"),
+        ("dog_3.jpg", False, "no class can be told from its name; expected .*, or --labels numbers"),
+        ("ILSVRC2012_val_00000003.JPEG", False, "no class can be told from its name"),
+        ("n01440764_3.JPEG", False, "n01440764 is a class of WordNet that the network does not have"),
+        ("crane/a.jpg", False, "classes 2 and 3 are called crane, expected a WordNet id or index"),
+        ("4/a.jpg", False, r"class 4, but the network has 4 \(0 to 3\)"),
     ],
 )
-def test_a_path_that_tells_no_class_is_one_line(path: str, message: str) -> None:
+def test_a_path_that_tells_no_class_is_one_line(path: str, by_number: bool, message: str) -> None:
     with pytest.raises(UserError, match=rf"^photos/{path}: {message}"):
-        photos.label_of(Path("photos") / path, Path("photos"), CLASSES)
+        photos.label_of(Path("photos") / path, Path("photos"), CLASSES, by_number)
