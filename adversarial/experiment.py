@@ -29,6 +29,7 @@ from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
 from adversarial.results import DELIVERED, AdversarialResults, PhotoResults, RobustnessResults
 from latentlab import parallel
+from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage import assets
@@ -45,6 +46,7 @@ Log = Callable[[str], None]
 Logits = Callable[[Array], Float[Array, "n classes"]]
 
 
+@compute_in_float32
 def run(
     config: AdversarialConfig,
     run_dir: Path | None = None,
@@ -174,9 +176,10 @@ def attack_photo(
         log(f"adversarial: {name} is taken for {classes[order[0]].name}, not for {classes[true].name}")
     chosen = [classifier.index(target) for target in config.target_classes]
     ranks = config.targets
-    if ranks == AdversarialConfig.targets and len(classes) < max(ranks):  # the default, not a wish
-        ranks = tuple(rank for rank in ranks if rank <= len(classes))
-        log(f"adversarial: of {len(classes)} classes there are no ranks {config.targets}, but {ranks}")
+    if ranks == AdversarialConfig.targets:  # the default, not a wish
+        ranks = tuple(rank for rank in ranks if rank <= len(order) and order[rank - 1] != true)
+        if ranks != config.targets:
+            log(f"adversarial: of the ranks {config.targets} only {ranks} are other classes than {classes[true].name}")
     objectives = one_photo.make_objectives(order, true, ranks, chosen, classes)
     epsilons = _epsilons(config)
     shown = [epsilon.value for epsilon in epsilons].index(config.epsilon)

@@ -35,6 +35,7 @@ from latent_arith.results import LatentArithResults, describe_directions, step_l
 from latent_arith.scorecard import find_exclusive_pairs
 from latent_arith.scoring import score_directions
 from latentlab import parallel
+from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
 from latentlab.figures import save
 from latentlab.model import LatentVariableModel, Variables
@@ -57,6 +58,7 @@ ESTIMATORS = ("raw", "balanced")
 HALVES = tuple(f"{estimator} half {half}" for estimator in ESTIMATORS for half in (0, 1))
 
 
+@compute_in_float32
 def run(
     config: LatentArithConfig,
     run_dir: Path | None = None,

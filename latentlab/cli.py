@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import errno
+import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +37,7 @@ Differences = dict[str, tuple[Any, Any]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 (check found faults), 2 (user error), 130 or 143.
+    """Run one command and return its exit code: 0, 1 (check found faults), 2 (user error), 130, 141 or 143.
 
     Args:
         arguments: The words of the command; None for those that this process was started with, which it then owns
@@ -53,6 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read the output, as `head` does, has gone: nobody is left to tell, and the interpreter shall not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in OUT_OF_ROOM:
             raise
@@ -97,6 +103,7 @@ class RunCommand(Generic[Config]):
 
         if self.distributed:
             parallel.start_processes(self.coordinator, self.processes, self.process_id)
+        parallel.check_platform()
         if self.compilation_cache:
             compilation_cache.enable()
         with _hold_run_directory(self) as run_dir:
@@ -129,6 +136,9 @@ class Redraw:
         out = self.out or self.edit.with_suffix(".png")
         if out.exists() and not self.overwrite:
             raise UserError(f"{out} exists; choose another --out, or give --overwrite")
+        from latentlab import parallel
+
+        parallel.check_platform()
         experiment = import_part("latent_arith", "experiment")
         experiment.redraw(self.edit, self.weights, self.weights_md5, out, self.any_weights)
         print(out)
@@ -210,6 +220,9 @@ class Bench:
             if error.name != "benchmarks":
                 raise
             raise UserError("bench needs a checkout of the project, for benchmarks are not installed") from error
+        from latentlab import parallel
+
+        parallel.check_platform()
         bench.run(self.quick, self.works, self.out, self.precision)
         return 0
 

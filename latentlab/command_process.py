@@ -5,6 +5,8 @@ Each has its reason, measured with jax 0.10.2 and orbax 0.12.8 on two cores:
 - `ask_for_huge_pages`: every call of a compiled program takes its temporary arrays fresh from the system, page by page.
   A training step of 32 faces takes 267 ms with pages of 4 kB, and 197 ms with huge pages (`benchmarks/README.md`).
   Glibc reads the setting when a process starts, so the process is started anew, once.
+- `settle_environment`: Jupyter sets MPLBACKEND to a module that may not be installed here, with which Matplotlib cannot
+  be imported. Where output is ASCII (`PYTHONIOENCODING=ascii`), the é of Fréchet ended a run in a traceback.
 - `let_simulated_devices_take_turns`: all simulated devices share one pool of threads, as large as their number, and
   each that waits in a collective operation holds a thread. With two programs under way the pool may run dry: a run of
   `all --preset quick` on eight devices, beside other work, was aborted by XLA after 40 seconds («Expected 8 threads to
@@ -20,6 +22,7 @@ Each has its reason, measured with jax 0.10.2 and orbax 0.12.8 on two cores:
 """
 
 import contextlib
+import io
 import logging
 import os
 import re
@@ -47,6 +50,7 @@ _PEER_FAILURE = re.compile(
 def own_process() -> Iterator[None]:
     """Prepare the process for a command, which the block runs; JAX must not have been imported before."""
     ask_for_huge_pages()
+    settle_environment()
     let_simulated_devices_take_turns()
     hide_abandoned_io()
     hide_warnings_of_pillow()
@@ -63,6 +67,17 @@ def ask_for_huge_pages() -> None:
     if sys.platform == "linux" and HUGE_PAGES not in tunables:
         os.environ[TUNABLES] = ":".join(filter(None, [tunables, f"{HUGE_PAGES}=1"]))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def settle_environment() -> None:
+    """Draw to files, whatever backend MPLBACKEND names, and print what the terminal's encoding has not as `?`.
+
+    And compute in float32, whatever JAX_ENABLE_X64 says.
+    """
+    os.environ |= {"MPLBACKEND": "agg", "JAX_ENABLE_X64": "0"}
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def let_simulated_devices_take_turns() -> None:

@@ -14,9 +14,12 @@ same either way, because JAX computes each from its key and its place in the who
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -243,6 +246,8 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
         raise UserError(f"coordinator is {coordinator!r}, expected HOST:PORT of the first process")
     if index is not None and count is not None and not 0 <= index < count:
         raise UserError(f"process_id is {index}, expected 0 to {count - 1} of {count} processes")
+    if coordinator is not None and index:
+        _wait_for_coordinator(coordinator)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from the command line
     try:
         jax.distributed.initialize(
@@ -256,6 +261,40 @@ def start_processes(coordinator: str | None, count: int | None, index: int | Non
         raise UserError(
             f"distributed: cannot start ({first_line(error)}); expected --coordinator HOST:PORT, --processes and "
             "--process-id, or a cluster that JAX knows (SLURM, GKE, Open MPI, TPU)"
+        ) from error
+
+
+def _wait_for_coordinator(address: str) -> None:
+    """Wait until process 0 answers; JAX's own client aborts the process where it does not."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline or isinstance(error, socket.gaierror | OverflowError):
+                raise UserError(
+                    f"distributed: no answer from {address} ({first_line(error)}); expected --coordinator HOST:PORT of "
+                    "the process with --process-id 0, started at the same time"
+                ) from error
+            time.sleep(0.2)
+        else:
+            return
+
+
+def check_platform() -> None:
+    """Start JAX's backend, which JAX_PLATFORMS may name.
+
+    Raises:
+        UserError: There is no such platform here.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        named = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX cannot start{f' on JAX_PLATFORMS={named}' if named else ''} ({first_line(error)}); expected a "
+            "platform that is installed and has a device, such as cpu, or JAX_PLATFORMS unset"
         ) from error
 
 

@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Key
 
 from latentlab import parallel
+from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.check import ArraySpec, Manifest
@@ -40,6 +41,7 @@ LABELS = ("autoencoder", "vae")
 """Models in the order of their keys: that of seed s and model i is `fold_in(key(s), i)`."""
 
 
+@compute_in_float32
 def run(
     config: VaeConfig,
     run_dir: Path | None = None,

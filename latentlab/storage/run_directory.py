@@ -9,9 +9,9 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -50,6 +50,8 @@ def create(path: Path | None, overwrite: bool, root: Path = Path("runs")) -> Ite
         if path is None:
             root.mkdir(parents=True, exist_ok=True)
             path = _next_number(root)
+        if not path.resolve().name or path == Path():
+            raise UserError(f"--out is {str(path)!r}, expected the name of a directory for the run")
         aside = path.with_name(f".{path.name}.replaced")
         if path.exists() and not (path.is_dir() and _is_empty(path)):
             if not overwrite:
@@ -129,16 +131,15 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # `tempfile` would hide it from group and others
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with aside.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(aside, 0o644)
             os.replace(aside, path)
         except BaseException:
-            Path(aside).unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise UserError(f"{path}: could not be written ({error.strerror or error})") from error

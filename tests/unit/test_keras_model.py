@@ -362,7 +362,7 @@ def test_ranks_are_those_of_the_logits_and_as_many_as_there_are(tmp_path: Path) 
     two = wrap_classifier(lambda images: logits(images)[:, :2], 32)
     found = experiment.run(config, tmp_path, classifier=two, photo=photo, log=lines.append)
     assert [entry["objective"] for entry in found.measures["attacks"]] == ["untargeted", "rank 2"]
-    assert "adversarial: of 2 classes there are no ranks (2, 3, 4), but (2,)" in lines
+    assert "adversarial: of the ranks (2, 3, 4) only (2,) are other classes than class_0" in lines
     manifest = experiment.manifest(config)
     assert [line for line in check(tmp_path, manifest) if "config.json" not in line] == []
 
