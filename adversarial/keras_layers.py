@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any
 
@@ -56,25 +56,46 @@ class Settings:
 
 
 @dataclass
+class Store:
+    """Variables of all layers.
+
+    Attributes:
+        arrays: Variables by layer and name, `conv2d/kernel`.
+        used: Names of those that were asked for, noted as it happens.
+        problems: What is missing or misshapen, noted as it is asked for; zeros stand for it, so that all is found.
+    """
+
+    arrays: Mapping[str, Any]
+    used: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
 class Weights:
-    """Variables of a layer, in the order in which Keras creates them."""
+    """Variables of a layer, in the order in which Keras creates them.
+
+    Attributes:
+        layer: Its name.
+        store: Those of all layers.
+        asked: How many were asked for.
+    """
 
     layer: str
-    arrays: Mapping[str, Any]
-    used: set[str]
+    store: Store
     asked: int = 0
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Array:
         """Return a variable by its name, or its number where the file has no name."""
         names = [f"{self.layer}/{name}", f"{self.layer}/{self.asked}"]
         self.asked += 1
-        found = [name for name in names if name in self.arrays]
-        if not found:
-            raise UserError(f"{names[0]} of shape {shape} is missing")
-        array = self.arrays[found[0]]
-        if array.shape != shape:
-            raise UserError(f"{found[0]} has shape {array.shape}, expected {shape}")
-        self.used.add(found[0])
+        found = [name for name in names if name in self.store.arrays]
+        array = self.store.arrays[found[0]] if found else None
+        if array is None or array.shape != shape:
+            self.store.used |= {*found}
+            problem = "is missing" if array is None else f"has shape {array.shape}"
+            self.store.problems.append(f"{(found or names)[0]} {problem}, expected {shape}")
+            return jnp.zeros(shape)
+        self.store.used.add(found[0])
         return jnp.asarray(array, jnp.float32)
 
 

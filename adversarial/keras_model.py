@@ -18,11 +18,12 @@ from jax import Array
 from jaxtyping import Float
 
 from adversarial.config import DEFAULT_SIZE
-from adversarial.keras_layers import LAYERS, NOISE, TRAINING_ALONE, Settings, Weights, activation_name
+from adversarial.keras_layers import LAYERS, NOISE, TRAINING_ALONE, Settings, Store, Weights, activation_name
 from adversarial.weights import in_layers
 from latentlab.arrays import AnyArray
 from latentlab.errors import UserError, first_line
 from latentlab.storage import hdf5, keras_weights
+from latentlab.storage.keras_weights import MOST_PROBLEMS
 
 Configuration = dict[str, Any]
 Variables = dict[str, Any]
@@ -48,7 +49,7 @@ class KerasModel:
 
     def apply(self, variables: Variables, images: Float[AnyArray, "n h w 3"]) -> Float[Array, "n classes"]:
         """Return the logits; of a binary classifier 0 and the log odds, whose softmax is Keras's sigmoid."""
-        logits = _evaluate_model(json.loads(self.config), variables, set(), jnp.asarray(images))
+        logits = _evaluate_model(json.loads(self.config), Store(variables), jnp.asarray(images))
         return jnp.concatenate([jnp.zeros_like(logits), logits], axis=1) if self.is_binary else logits
 
     def rescales(self) -> bool:
@@ -80,12 +81,15 @@ def load(path: Path, md5: str = "", size: int = 0) -> tuple[KerasModel, Variable
         logits, activation = _take_off_activation(config)
         size = size or _image_size(config)
         arrays = in_layers(arrays)
-        used: set[str] = set()
+        store = Store(arrays)
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-        found = jax.eval_shape(lambda images: _evaluate_model(logits, arrays, used, images), images)
+        found = jax.eval_shape(lambda images: _evaluate_model(logits, store, images), images)
         is_binary = _check_end(found.shape[1:], activation)
-        if extra := sorted(arrays.keys() - used):
-            raise UserError(f"weights that no layer of the configuration has: {', '.join(extra[:20])}")
+        extra = sorted(arrays.keys() - store.used)
+        problems = [*dict.fromkeys(store.problems), *(f"{name} is of no layer" for name in extra)]
+        if problems:
+            rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+            raise UserError(f"weights: {'; '.join(problems[:MOST_PROBLEMS])}{rest}, by the file's own configuration")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
@@ -173,11 +177,11 @@ def _take_off_activation(model: Configuration) -> tuple[Configuration, str]:
     return {**model, "config": config}, activation
 
 
-def _evaluate_model(model: Configuration, arrays: Mapping[str, Any], used: set[str], images: Array) -> Array:
-    """Return the output of a model for one input, and note the arrays that it used."""
+def _evaluate_model(model: Configuration, store: Store, images: Array) -> Array:
+    """Return the output of a model for one input, and note in the store what it used and lacked."""
     kind, layers = model["class_name"], _layers(model)
     if kind == "Sequential":
-        return reduce(lambda hidden, layer: _evaluate_layer(layer, arrays, used, {}, [hidden]), layers, images)
+        return reduce(lambda hidden, layer: _evaluate_layer(layer, store, {}, [hidden]), layers, images)
     end = _single(model, "output_layers")
     values: dict[Key, Any] = {_single(model, "input_layers"): images}
     calls = [
@@ -198,23 +202,21 @@ def _evaluate_model(model: Configuration, arrays: Mapping[str, Any], used: set[s
             raise UserError(f"the layers of {_name(model)} do not lead to its output")
         for (name, call), layer, arguments, keywords in ready:
             inputs = [values[a] if isinstance(a, tuple) else a for a in arguments]
-            values[name, call, 0] = _evaluate_layer(layer, arrays, used, keywords, inputs)
+            values[name, call, 0] = _evaluate_layer(layer, store, keywords, inputs)
         calls = [call for call in calls if (*call[0], 0) not in values]
     return jnp.asarray(values[end])
 
 
-def _evaluate_layer(
-    layer: Configuration, arrays: Mapping[str, Any], used: set[str], keywords: Mapping[str, Any], inputs: Sequence[Any]
-) -> Array:
+def _evaluate_layer(layer: Configuration, store: Store, keywords: Mapping[str, Any], inputs: Sequence[Any]) -> Array:
     kind, name = layer["class_name"], _name(layer)
     if keywords.get("training") and kind in (*MODELS, *NOISE, "BatchNormalization"):  # of others it is the default
         raise UserError(f"{kind} {name} is called as in training, expected inference")
     if kind in MODELS:
-        return _evaluate_model(layer, arrays, used, *inputs)
+        return _evaluate_model(layer, store, *inputs)
     function = LAYERS.get(kind)
     if function is None:
         raise UserError(f"{kind} {name}: there is no such layer here, expected one of {', '.join(sorted(LAYERS))}")
-    settings, weights = Settings(layer["config"]), Weights(name, arrays, used)
+    settings, weights = Settings(layer["config"]), Weights(name, store)
     settings.take("data_format", "channels_last")
     try:
         output = function(settings, weights, *inputs)

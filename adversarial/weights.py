@@ -42,6 +42,12 @@ def load(path: Path, md5: str = "") -> tuple[MobileNetV2, Variables]:
         if path.is_file():
             _check_layers_without_weights(hdf5.layers_without_weights(path))
         arrays = _in_our_names(_name_counted_layers(in_layers(saved)))
+        dense = [name for name, array in arrays.items() if name.endswith("/kernel") and array.ndim == 2]
+        if len(dense) > 1:
+            raise UserError(
+                f"{len(dense)} Dense layers, {', '.join(dense)}: weights alone do not tell how they follow one "
+                "another; expected the whole model, model.save('model.keras')"
+            )
         network = MobileNetV2(_alpha(arrays), _classes(arrays))
         template = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         return network, keras_weights.assign(template, arrays, _names(template))

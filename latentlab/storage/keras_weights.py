@@ -18,10 +18,13 @@ What stays is for the caller to map by order.
 The kernel of a depthwise convolution is `depthwise_kernel` as Keras 2 saved it and `kernel` as Keras 3 did.
 """
 
+import contextlib
+import gzip
 import hashlib
 import re
 import tarfile
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,6 +47,7 @@ LISTS = ("variables", *OTHER_LISTS)
 """Where `export` and SavedModels keep weights by number; their names are in the object graph."""
 TRAINED = "_trainable_variables"
 """Where a checkpoint of Keras 3's optimizer and model has the weights that the optimizer trains."""
+HDF5 = b"\x89HDF\r\n\x1a\n"
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 MOST_PROBLEMS = 20
 """Weights that do not fit and are named in one message."""
@@ -111,23 +115,51 @@ def assign(template: Tree, arrays: Mapping[str, np.ndarray], names: Mapping[str,
     """
     leaves, structure = jax.tree.flatten(template)
     shapes = dict(zip(paths(template), (leaf.shape for leaf in leaves), strict=True))
-    problems = []
-    for path, shape in shapes.items():
-        name = names.get(path)
-        if name is None or name not in arrays:
-            problems.append(f"{path}: missing, expected {name or 'an array'} of shape {shape}")
-        elif arrays[name].shape != shape:
-            problems.append(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
-    for path in sorted(names.keys() - shapes.keys()):
-        problems.append(f"{path}: the network has no such weight, but {names[path]} is to go there")
     places = Counter(names.values())
-    for name, array in arrays.items():
-        if places[name] != 1:
-            problems.append(f"{name} of shape {array.shape} has {places[name]} places in the network, expected 1")
+    missing = {path: shape for path, shape in shapes.items() if names.get(path) not in arrays}
+    found = {path: arrays[names[path]].shape for path in shapes.keys() - missing.keys()}
+    misshapen = {path: shape for path, shape in shapes.items() if found.get(path, shape) != shape}
+    extra = {name: array.shape for name, array in arrays.items() if places[name] != 1}
+    problems = [
+        *(
+            f"{path}: missing, expected {names.get(path, 'an array')} of shape {shape}"
+            for path, shape in missing.items()
+        ),
+        *(f"{path}: {names[path]} has shape {found[path]}, expected {shape}" for path, shape in misshapen.items()),
+        *(
+            f"{path}: the network has no such weight, but {names[path]} is to go there"
+            for path in sorted(names.keys() - shapes.keys())
+        ),
+        *(
+            f"{name} of shape {shape} has {places[name]} places in the network, expected 1"
+            for name, shape in extra.items()
+        ),
+    ]
     if problems:
         rest = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
-        raise UserError("weights: " + "; ".join(problems[:MOST_PROBLEMS] + rest))
+        cause = _guess_cause(missing, extra, misshapen, len(shapes))
+        raise UserError("weights: " + "; ".join(problems[:MOST_PROBLEMS] + rest) + cause)
     return jax.tree_util.tree_unflatten(structure, [np.asarray(arrays[names[path]], np.float32) for path in shapes])
+
+
+def _guess_cause(
+    missing: Mapping[str, tuple[int, ...]],
+    extra: Mapping[str, tuple[int, ...]],
+    misshapen: Mapping[str, tuple[int, ...]],
+    count: int,
+) -> str:
+    """Return what is likely behind weights that do not fit, to end a message with, "" if nothing is."""
+    if missing and not misshapen and Counter(missing.values()) == Counter(extra.values()):
+        return ". The shapes are those of the network, so its layers are called otherwise"
+    if missing and not extra and all("norm" in path or "_BN" in path or "bn_" in path for path in missing):
+        return ". All that are missing are of BatchNorm, so it is a network without it, or with it folded"
+    if missing and len(missing) == count:
+        return ". None is there, so the file is of another network"
+    if missing and not extra and not misshapen:
+        return ". The others fit, so the file holds a part of the network"
+    if misshapen and not missing and not extra:
+        return ". All names fit, so it is the same network in another size"
+    return ""
 
 
 def paths(tree: Any) -> list[str]:
@@ -138,7 +170,7 @@ def paths(tree: Any) -> list[str]:
 def read_tar(path: Path) -> Named:
     """Yield the weights of a packed checkpoint, unpacked aside."""
     with tempfile.TemporaryDirectory(prefix="latentlab-") as folder:
-        with tarfile.open(path, "r:gz") as archive:
+        with _open_tar(path) as archive:
             size = 0
             for member in archive:
                 limits.check_bytes(size := size + member.size)
@@ -146,6 +178,16 @@ def read_tar(path: Path) -> Named:
                     raise ValueError(f"member {member.name} is a link or a device, expected files and folders")
             archive.extractall(folder, filter="data")  # refuses a member that would land elsewhere
         yield from read_checkpoint(Path(folder))
+
+
+def _open_tar(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, "r:gz")
+    except tarfile.ReadError as error:
+        with contextlib.suppress(OSError, EOFError, zlib.error), gzip.open(path) as file:
+            if file.read(8) == HDF5:
+                raise ValueError("HDF5 packed with gzip, expected it unpacked: gunzip it") from error
+        raise
 
 
 def read_checkpoint(path: Path) -> Named:
@@ -172,7 +214,7 @@ def read_checkpoint(path: Path) -> Named:
 
 
 READERS: dict[bytes, Callable[[Path], Named]] = {
-    b"\x89HDF\r\n\x1a\n": hdf5.read,
+    HDF5: hdf5.read,
     b"PK\x03\x04": hdf5.read,
     b"\x1f\x8b": read_tar,
 }

@@ -290,6 +290,21 @@ def test_a_configuration_that_is_none_of_keras_is_refused(tmp_path: Path) -> Non
         refused(tmp_path / "model.h5")
 
 
+def test_all_weights_that_do_not_fit_their_configuration_are_listed(tmp_path: Path) -> None:
+    end(layers.Flatten(), layers.Dense(2, name="head")).save(tmp_path / "model.h5")
+    with h5py.File(tmp_path / "model.h5", "r+") as file:
+        group = file["model_weights/head"]
+        kernel = next(name for name in group.attrs["weight_names"] if "kernel" in str(name))
+        del group[kernel], group.file["model_weights/head"].attrs["weight_names"]
+        group.create_dataset("more", data=np.zeros(3, np.float32))
+        bias = np.zeros(5, np.float32)
+        group.create_dataset("bias_", data=bias)
+        group.attrs["weight_names"] = ["bias_", "more"]
+    message = refused(tmp_path / "model.h5")
+    assert "head/kernel is missing, expected (5400, 2); head/bias is missing, expected (2,)" in message
+    assert "head/bias_ is of no layer; head/more is of no layer, by the file's own configuration" in message
+
+
 def test_a_network_that_does_not_rescale_needs_its_range(tmp_path: Path) -> None:
     path = tmp_path / "own.keras"
     end(layers.GlobalAveragePooling2D(), layers.Dense(2)).save(path)

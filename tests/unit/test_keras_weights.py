@@ -1,6 +1,7 @@
 """Weights that Keras saved: one set of arrays from every format, and one line about whatever is wrong with a file."""
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -431,3 +432,31 @@ def test_all_that_does_not_fit_is_listed():
     assert len(told) == 3
     for words in ("has shape (1, 1)", "missing, expected c/bias", "extra of shape (3,)"):
         assert any(words in line for line in told), words
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda arrays: {f"{name}_": array for name, array in arrays.items()}, "its layers are called otherwise"),
+        (lambda arrays: {name: a for name, a in arrays.items() if "norm" not in name}, "so it is a network without it"),
+        (lambda arrays: {"other": np.zeros(7)}, "None is there, so the file is of another network"),
+        (lambda arrays: {name: a for name, a in arrays.items() if "dense" not in name}, "holds a part of the network"),
+        (
+            lambda arrays: {name: np.zeros((*a.shape, 2)) for name, a in arrays.items()},
+            "the same network in another size",
+        ),
+    ],
+)
+def test_the_cause_of_weights_that_do_not_fit_is_guessed(change, cause):
+    arrays = {"conv/kernel": np.zeros((3, 3)), "norm/gamma": np.zeros(3), "dense/kernel": np.zeros((4, 2))}
+    template = {name: jax.ShapeDtypeStruct(array.shape, np.float32) for name, array in arrays.items()}
+    tree = {"conv": {"kernel": 0}, "norm": {"gamma": 0}, "dense": {"kernel": 0}}
+    template = jax.tree.map_with_path(lambda path, _: template["/".join(key.key for key in path)], tree)
+    with pytest.raises(UserError, match=cause):
+        assign(template, change(arrays), {name: name for name in arrays})
+
+
+def test_hdf5_packed_with_gzip_is_told(tmp_path, saved):
+    packed = tmp_path / "model.h5.gz"
+    packed.write_bytes(gzip.compress((saved / HDF5_FILES[0]).read_bytes()))
+    assert "HDF5 packed with gzip, expected it unpacked: gunzip it" in message_of(packed)
