@@ -5,6 +5,7 @@ not modelled there is refused by its name.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,7 +23,7 @@ from adversarial.keras_layers import LAYERS, NOISE, TRAINING_ALONE, Settings, St
 from adversarial.weights import in_layers
 from latentlab.arrays import AnyArray
 from latentlab.errors import UserError, first_line
-from latentlab.storage import hdf5, keras_weights
+from latentlab.storage import hdf5, keras_weights, limits
 from latentlab.storage.keras_weights import MOST_PROBLEMS
 
 Configuration = dict[str, Any]
@@ -78,23 +79,36 @@ def load(path: Path, md5: str = "", size: int = 0) -> tuple[KerasModel, Variable
         return None
     arrays = keras_weights.read(path, md5 or None)
     try:
+        return interpret(config, arrays, size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def interpret(
+    config: Configuration, arrays: Mapping[str, np.ndarray], size: int = 0
+) -> tuple[KerasModel, Variables, int]:
+    """Return what `load` does, of a configuration and of arrays as `keras_weights.read` names them.
+
+    Raises:
+        UserError: As `load`.
+    """
+    try:
         logits, activation = _take_off_activation(config)
         size = size or _image_size(config)
-        arrays = in_layers(arrays)
-        store = Store(arrays)
+        store = Store(in_layers(arrays))
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         found = jax.eval_shape(lambda images: _evaluate_model(logits, store, images), images)
         is_binary = _check_end(found.shape[1:], activation)
-        extra = sorted(arrays.keys() - store.used)
-        problems = [*dict.fromkeys(store.problems), *(f"{name} is of no layer" for name in extra)]
-        if problems:
-            rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
-            raise UserError(f"weights: {'; '.join(problems[:MOST_PROBLEMS])}{rest}, by the file's own configuration")
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: its configuration is not one of Keras's ({first_line(error)})") from error
-    variables = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    except UserError:
+        raise
+    except Exception as error:  # of a configuration that a stranger wrote, anything
+        raise UserError(f"its configuration is not one of Keras's ({first_line(error)})") from error
+    extra = sorted(store.arrays.keys() - store.used)
+    problems = [*dict.fromkeys(store.problems), *(f"{name} is of no layer" for name in extra)]
+    if problems:
+        rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise UserError(f"weights: {'; '.join(problems[:MOST_PROBLEMS])}{rest}, by the file's own configuration")
+    variables = {name: np.asarray(array, np.float32) for name, array in store.arrays.items()}
     return KerasModel(json.dumps(logits), is_binary), variables, size
 
 
@@ -222,9 +236,13 @@ def _evaluate_layer(layer: Configuration, store: Store, keywords: Mapping[str, A
         output = function(settings, weights, *inputs)
     except UserError as error:
         raise UserError(f"{kind} {name}: {error}") from error
-    except (TypeError, ValueError, IndexError) as error:
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:
         shapes = " and ".join(str(jnp.shape(value)[1:]) for value in inputs)
         raise UserError(f"{kind} {name}: does not take inputs of shape {shapes} ({first_line(error)})") from error
+    try:
+        limits.check_bytes(4 * math.prod(output.shape))
+    except ValueError as error:
+        raise UserError(f"{kind} {name}: {error}") from error
     if others := settings.others():
         raise UserError(f"{kind} {name}: {' and '.join(others)} not modelled here")
     return output

@@ -119,12 +119,10 @@ def assign(template: Tree, arrays: Mapping[str, np.ndarray], names: Mapping[str,
     missing = {path: shape for path, shape in shapes.items() if names.get(path) not in arrays}
     found = {path: arrays[names[path]].shape for path in shapes.keys() - missing.keys()}
     misshapen = {path: shape for path, shape in shapes.items() if found.get(path, shape) != shape}
+    named = {path: names.get(path, "an array") for path in missing}
     extra = {name: array.shape for name, array in arrays.items() if places[name] != 1}
     problems = [
-        *(
-            f"{path}: missing, expected {names.get(path, 'an array')} of shape {shape}"
-            for path, shape in missing.items()
-        ),
+        *(f"{path}: missing, expected {named[path]} of shape {shape}" for path, shape in missing.items()),
         *(f"{path}: {names[path]} has shape {found[path]}, expected {shape}" for path, shape in misshapen.items()),
         *(
             f"{path}: the network has no such weight, but {names[path]} is to go there"

@@ -29,14 +29,16 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from adversarial import photos
+from adversarial import keras_model, photos
 from adversarial.config import AdversarialConfig
 from latent_arith import edits
 from latent_arith.datasets import celeba
 from latentlab.errors import UserError
 from latentlab.experiment import Run
-from latentlab.storage import hdf5, keras_weights, run_directory
+from latentlab.storage import hdf5, image_files, keras_weights, run_directory
 from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.tfds import TfRecords
+from vae.data import open_dataset
 from vae.image_formats import read_idx
 
 KERAS = Path(__file__).parents[1] / "data" / "keras"
@@ -211,6 +213,88 @@ def _decoded(path: Path) -> object:
     return celeba._decode(path)
 
 
+def _csv() -> list[bytes]:
+    rows = "".join(f"{index:06d}.jpg,1,-1\n" for index in range(9))
+    return [f"image_id,Smiling,Male\n{rows}".encode()]
+
+
+def _lfw() -> list[bytes]:
+    rows = "".join(f"Aaron Eckhart\t{index}\t1.5\t-0.25\n" for index in range(9))
+    return [f"# attributes\n#\tperson\timagenum\tSmiling\tMale\n{rows}".encode()]
+
+
+def _zip() -> list[bytes]:
+    found = []
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", compression) as archive:
+            for index, content in enumerate(_image("JPEG")):
+                archive.writestr(f"img_align_celeba/{index:06d}.jpg", content)
+        found.append(packed.getvalue())
+    return found
+
+
+def _read_zip(path: Path) -> object:
+    image_files._open_zip.cache_clear()
+    files = image_files.list_files(path)
+    read = [celeba._decode_row(lambda row: files[row].read(), row, celeba.DEFAULT) for row in range(len(files))]
+    faults = [reason for reason in read if isinstance(reason, str) and "mode" not in reason]
+    if faults:
+        raise UserError(faults[0])
+    return read
+
+
+def _tfrecord() -> list[bytes]:
+    record = b"record" * 20
+    return [(len(record).to_bytes(8, "little") + b"size" + record + b"data") * 3]
+
+
+def _read_tfrecord(path: Path) -> object:
+    try:
+        records = TfRecords([path])
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return [records[row] for row in range(len(records))]
+
+
+def _keras_models() -> list[bytes]:
+    """Configurations of a sequential and a functional classifier, as Keras 3 and Keras 2 wrote them."""
+    here = {"module": "keras.layers", "registered_name": None}
+    convolution = {"name": "c", "filters": 4, "kernel_size": [3, 3], "strides": [1, 1], "padding": "valid"}
+    stack = [
+        ("InputLayer", {"batch_shape": [None, 32, 32, 3], "name": "i"}),
+        ("Rescaling", {"name": "r", "scale": 0.1, "offset": 0.0}),
+        ("Conv2D", {**convolution, "dilation_rate": [1, 1], "groups": 1, "activation": "relu", "use_bias": True}),
+        ("BatchNormalization", {"name": "b", "axis": -1, "epsilon": 0.001, "center": True, "scale": True}),
+        ("GlobalAveragePooling2D", {"name": "p", "keepdims": False}),
+        ("Dense", {"name": "d", "units": 3, "activation": "softmax", "use_bias": True}),
+    ]
+    layers = [{**here, "class_name": kind, "config": config} for kind, config in stack]
+    names = [config["name"] for _, config in stack]
+    old = [
+        {"class_name": kind, "name": name, "config": config, "inbound_nodes": [[[before, 0, 0, {}]]] if before else []}
+        for (kind, config), name, before in zip(stack, names, ["", *names[:-1]], strict=True)
+    ]
+    ends = {"input_layers": [["i", 0, 0]], "output_layers": [["d", 0, 0]]}
+    sequential = {"class_name": "Sequential", "config": {"name": "s", "layers": layers}}
+    functional = {"class_name": "Functional", "config": {"name": "f", "layers": old, **ends}}
+    return [json.dumps(sequential).encode(), json.dumps(functional).encode()]
+
+
+def _read_keras_model(path: Path) -> object:
+    shapes = {"c/kernel": (3, 3, 3, 4), "c/bias": (4,), "d/kernel": (4, 3), "d/bias": (3,)}
+    shapes |= {f"b/{name}": (4,) for name in hdf5.BATCH_NORMALIZATION}
+    config = run_directory.read_json(path)
+    if not isinstance(config, dict):  # `keras_model.load` then takes the file for one of weights alone
+        raise UserError("no configuration")
+    return keras_model.interpret(config, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+
+
+def _digits() -> list[bytes]:
+    images, labels = np.zeros((2, 28, 28), np.uint8), np.arange(2)
+    return [_npz(x_train=images, y_train=labels, x_test=images, y_test=labels)]
+
+
 IDX = b"\x00\x00\x08\x03" + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x1c" * 2 + bytes(range(196)) * 8
 EDIT = {"image_ids": np.asarray(["a"]), "z_start": np.zeros((1, 5), np.float32), "z_end": np.ones((1, 5), np.float32)}
 WEIGHTS: list[bytes] = []
@@ -228,7 +312,15 @@ READERS = {
     "PNG": Reader(lambda path: photos.read(path, 32), lambda: _image("PNG"), ".png"),
     "JPEG": Reader(lambda path: photos.read(path, 32), lambda: _image("JPEG"), ".jpg"),
     "JPEG of CelebA": Reader(_decoded, lambda: _image("JPEG")[:1], ".jpg"),
+    "PNG, as TensorFlow": Reader(lambda path: photos.read(path, 32, "tensorflow"), lambda: _image("PNG"), ".png"),
+    "JPEG, as TensorFlow": Reader(lambda path: photos.read(path, 32, "tensorflow"), lambda: _image("JPEG"), ".jpg"),
     "table of CelebA": Reader(celeba.read_table, _table, ".txt"),
+    "table, CSV": Reader(celeba.read_table, _csv, ".csv"),
+    "table of LFW": Reader(celeba.read_table, _lfw, ".txt"),
+    "zip of pictures": Reader(_read_zip, _zip, ".zip"),
+    "NPZ of digits": Reader(lambda path: open_dataset(f"npz:{path}"), _digits, ".npz"),
+    "TFRecord": Reader(_read_tfrecord, _tfrecord, ".tfrecord"),
+    "model of Keras": Reader(_read_keras_model, _keras_models, ".json"),
     "HDF5 of Keras": Reader(_read_keras, _hdf5, ".h5"),
     ".keras": Reader(_read_keras, lambda: _from_tar("keras.tar.xz", (".keras",)), ".keras"),
     ".keras, config": Reader(_read_keras, _keras_configs, ".keras", _keras),
