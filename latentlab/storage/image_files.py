@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ class StoredFile:
         limits.check_bytes(self.size)
         try:
             return _open_zip(self.place).read(self.member)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error) as error:
+        except Exception as error:  # zipfile and zlib raise many types for damaged files
             raise ValueError(f"{self.member} cannot be unpacked ({first_line(error)})") from error
 
     def __str__(self) -> str:
@@ -73,7 +72,9 @@ def list_files(root: Path, open_zips: bool = True) -> list[StoredFile]:
         if not root.is_dir():
             raise UserError(f"{root} is not a directory or a zip; expected one with the pictures")
         return sorted(_list_folder(root, {os.path.realpath(root)}, open_zips), key=str)
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises many types for damaged files
         raise UserError(f"{root}: cannot be read ({first_line(error)})") from error
 
 
