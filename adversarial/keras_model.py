@@ -4,6 +4,7 @@ A configuration is data, and nothing of it is run: its layers name functions in 
 not modelled there is refused by its name.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ Key = tuple[str, int, int]
 
 MODELS = ("Functional", "Sequential", "Model")
 RESCALING = ("Rescaling", "Normalization", "TrueDivide", "TFOpLambda")
+WEIGHTED = ("Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization")
 SHAPING = (*TRAINING_ALONE, "Flatten", "Reshape", "Activation")
 
 
@@ -54,8 +56,9 @@ class KerasModel:
         return jnp.concatenate([jnp.zeros_like(logits), logits], axis=1) if self.is_binary else logits
 
     def rescales(self) -> bool:
-        """Return whether layers of the model rescale its images, so that it takes pixels 0…255."""
-        return any(layer["class_name"] in RESCALING for layer in _all_layers(json.loads(self.config)))
+        """Return whether layers before the first with weights rescale the images, so that it takes pixels 0…255."""
+        kinds = (layer["class_name"] for layer in _all_layers(json.loads(self.config)))
+        return any(kind in RESCALING for kind in itertools.takewhile(lambda kind: kind not in WEIGHTED, kinds))
 
     def is_mobilenet_v2(self) -> bool:
         """Return whether there is a MobileNetV2 of Keras's in the model, by the names of its layers."""
@@ -289,7 +292,7 @@ def _arguments(node: Any) -> tuple[list[Any], dict[str, Any]]:
         keywords = dict(node["kwargs"])
     else:
         add(node)
-    for name in ("y", "x2", "x1", "x"):
+    for name in ("x", "x1", "y", "x2"):
         if keywords.get(name) is not None:
             add(keywords.pop(name))
     unknown = [name for name, value in keywords.items() if value is not None and name not in ("training", "name")]

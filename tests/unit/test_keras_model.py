@@ -317,6 +317,37 @@ def test_a_network_that_does_not_rescale_needs_its_range(tmp_path: Path) -> None
     assert known.range == RANGES["zero-one"]
 
 
+def test_a_temperature_at_the_end_does_not_rescale_images(tmp_path: Path) -> None:
+    images = keras.Input((SIZE, SIZE, 3))
+    hidden = layers.Dense(3)(layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(images)))
+    model = randomize(keras.Model(images, keras.ops.true_divide(hidden, 3.0)))
+    model.save(tmp_path / "cooled.keras")
+    loaded = keras_model.load(tmp_path / "cooled.keras")
+    assert loaded is not None and not loaded[0].rescales()
+    pictures = np.random.default_rng(1).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    found = loaded[0].apply(loaded[1], jnp.asarray(pictures))
+    np.testing.assert_allclose(found, of_keras(model, pictures), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["positions", "names", "turned names", "turned positions"])
+def test_operands_keep_their_order(order: str, tmp_path: Path) -> None:
+    images = keras.Input((SIZE, SIZE, 3))
+    operation: Any = keras.ops.subtract
+    hidden = {
+        "positions": lambda: operation(images, 2.0),
+        "names": lambda: operation(x1=images, x2=2.0),
+        "turned names": lambda: operation(x2=images, x1=2.0),
+        "turned positions": lambda: operation(2.0, images),
+    }[order]()
+    model = keras.Model(images, layers.Dense(2)(layers.GlobalAveragePooling2D()(hidden)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras_model.load(tmp_path / "model.keras")
+    assert loaded is not None
+    pictures = np.random.default_rng(1).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
+    found = loaded[0].apply(loaded[1], jnp.asarray(pictures))
+    np.testing.assert_allclose(found, of_keras(model, pictures), rtol=1e-4, atol=1e-6)
+
+
 def test_any_size_is_that_of_the_resizing_or_the_users(tmp_path: Path) -> None:
     stack = [
         keras.Input((None, None, 3)),
