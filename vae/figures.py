@@ -19,6 +19,7 @@ NAMES = {"autoencoder": "Autoencoder", "vae": "VAE"}
 COLOURS = {"autoencoder": ORANGE, "vae": BLUE}
 DIGITS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#6b6b6b", "#a9a61c", "#17becf")
 
+CLASSES_IN_COLUMN = 20  # of a legend
 NAMES_OF_FIGURES = ("latent_space", "reconstructions", "manifold", "prior_samples", "losses")
 
 Picture = UInt8[np.ndarray, "n height width channels"]
@@ -90,7 +91,8 @@ def latent_space(
         labels: Indices of classes.
         classes: Their names.
     """
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    columns = max(1, -(-len(classes) // CLASSES_IN_COLUMN))
+    figure = Figure(figsize=(10 + columns, 5.4), layout="constrained")
     shuffled = np.random.default_rng(0).permutation(len(labels))
     palette = pick_colours(len(classes))
     colours = np.asarray(palette)[labels[shuffled]]
@@ -118,7 +120,7 @@ def latent_space(
             loc="center left",
             bbox_to_anchor=(1, 0.5),
             frameon=False,
-            ncols=-(-len(classes) // 20),
+            ncols=columns,
         )
     return figure
 
