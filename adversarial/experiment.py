@@ -305,7 +305,7 @@ def sweep_photo(
     attack: SweptAttack,
     seed: int,
     classifier: Classifier,
-    photos: UInt8[np.ndarray, "n h w 3"],
+    photos: UInt8[np.ndarray, "n h w 3"] | Float[np.ndarray, "n h w 3"],
     labels: Int[np.ndarray, "objectives n"],
     targeted: Bool[np.ndarray, " objectives"],
     epsilons: Float[np.ndarray, " epsilons"],

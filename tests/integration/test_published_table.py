@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from adversarial.assets import REGISTRY
 from benchmarks import published_table
+from latentlab.storage import assets
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +53,23 @@ def test_agreement_is_0_1_points_to_epsilon_0_01_and_2_above(
     assert "differs" not in published_table.report(found)
     found[row] = ("tench", 0.5)
     assert published_table.report(found).count("**differs**") == 1
+
+
+@pytest.mark.slow
+def test_any_weights_and_photo_are_compared_with_tensorflow(tmp_path: Path) -> None:
+    """Random weights, whose probabilities are neither 0 nor 1, and no word of what was published."""
+    make = (
+        "import sys, keras; from tests.oracles.keras_files import randomize; "
+        "model = keras.applications.MobileNetV2(weights=None); randomize(model); model.save_weights(sys.argv[1])"
+    )
+    weights, (photo,) = tmp_path / "any.weights.h5", assets.fetch("imagenet_00_243.jpg", registry=REGISTRY)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KERAS_BACKEND": "tensorflow"}
+    subprocess.run([sys.executable, "-c", make, str(weights)], env=environment, check=True, cwd=ROOT)
+    options = published_table.Options(str(weights), str(photo), 243)
+    ours, theirs = published_table.measured(options), published_table.by_tensorflow(options)
+    assert theirs is not None
+    for row, one, other in zip(published_table.TABLE, ours, theirs, strict=True):
+        if row.epsilon <= 0.01:
+            assert one[0] == other[0] and one[1] == pytest.approx(other[1], abs=2e-3), row
+    said = published_table.report(ours, theirs, is_published=False)
+    assert "published" not in said and said.count("TensorFlow here") == 1 and len(said.splitlines()) == 10
