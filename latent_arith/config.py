@@ -14,8 +14,8 @@ class LatentArithConfig:
     """A VAE of faces, and directions of their attributes."""
 
     data: str = "synthetic"
-    """synthetic (painted here), celeba:DIR (CelebA, CelebA-HQ or LFW, unpacked or not), folder:DIR (own pictures and an
-    attributes.csv), tfds, or tfds:NAME."""
+    """synthetic (painted here), celeba:DIR (CelebA, CelebA-HQ or LFW, unpacked or not), folder:DIR (own pictures,
+    with an attributes.csv or, as FFHQ, without), tfds, or tfds:NAME."""
     size: int = 128
     """Height and width of the images: 32 to 256, a multiple of 16."""
     resize: Resize = "bilinear"

@@ -92,6 +92,12 @@ def run(
         weights.save(run_dir / weights.WEIGHTS, model, variables)
     encode, decode = make_encode(model, variables), make_decode(model, variables)
 
+    if not data.table.names:
+        data = data.label_by_components(encode)
+        log(
+            f"latent-arith: {config.data} has no attributes, so {len(data.table.names)} principal components of the "
+            "latents stand for them"
+        )
     log("latent-arith: one pass over the training images for all directions")
     found = find_all_directions(config, data, encode)
     if found.without_orthogonal:

@@ -33,7 +33,7 @@ from latent_arith.datasets.tables import TABLES, Table, parse_table
 from latentlab.decoding import Decoder, decode_as_tensorflow
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
-from latentlab.storage.image_files import StoredFile, find_file, list_files, match_pictures
+from latentlab.storage.image_files import SUFFIXES, StoredFile, find_file, list_files, match_pictures, path_below
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
 from latentlab.storage.tfds import prepared_builder, read_records
 
@@ -148,7 +148,7 @@ def open_folder(
             of the images, and how they are decoded.
         skip_bad: Leave out images that are missing, not in the table, or cannot be read as RGB, instead of stopping.
         decoding: How pixels are made.
-        names: Names that the table may have.
+        names: Names that the table may have. Own pictures may have none, and then no attributes.
 
     Raises:
         UserError: A file is missing, the table is malformed or does not match the images, an image is bad, the
@@ -157,9 +157,9 @@ def open_folder(
     files = list_files(root)
     kind = "celeba" if names is TABLES else "folder"
     stored = find_file(files, names)
-    if stored is None:
+    if stored is None and names is TABLES:
         raise UserError(f"{kind}: {root} has neither {names[0]} nor {names[1]}")
-    table = _read_stored_table(stored)
+    table = _read_stored_table(stored) if stored else _make_empty_table(files, root)
     matched, unlisted = match_pictures(files, table.ids, root, skip_bad)
 
     def encoded(row: int) -> Path | bytes:
@@ -223,6 +223,18 @@ def read_table(path: Path) -> Table:
         UserError: The file is missing or malformed, with the first line that is wrong.
     """
     return _read_stored_table(StoredFile(path, "", 0))
+
+
+def _make_empty_table(files: Sequence[StoredFile], root: Path) -> Table:
+    """Return a table of all pictures without any attribute.
+
+    Raises:
+        UserError: There are no pictures.
+    """
+    ids = tuple(path_below(file, root) for file in files if file.name.lower().endswith(SUFFIXES))
+    if not ids:
+        raise UserError(f"{root}: holds no pictures, expected files that end in {' '.join(SUFFIXES)}")
+    return Table(ids, (), np.zeros((len(ids), 0), np.int8))
 
 
 def _read_stored_table(stored: StoredFile) -> Table:

@@ -12,7 +12,7 @@ data set is one function and its line in `DATASETS`.
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ from latent_arith.datasets.tables import OWN_TABLES, TABLES, Table
 from latentlab.errors import UserError
 
 PAINTED_AT_ONCE = 512
+ENCODED_AT_ONCE = 2000
+COMPONENTS = 10
+"""Principal components that stand for attributes where there are none."""
 CLASSIFIER_FROM = 2**30  # index of the classifier's first synthetic face, beyond all others
 
 
@@ -106,6 +109,38 @@ class FaceData:
         classifier.sort()
         judged = LabeledFaces(source[classifier], table.values[classifier], np.zeros((len(classifier), 0), np.float32))
         return cls(source, table, np.sort(train), np.sort(held_out), judged, (), description)
+
+    def label_by_components(self, encode: Callable[[Any], Float[np.ndarray, "n latent"]]) -> "FaceData":
+        """Return the same images with attributes that need no labels: on which side of principal components they are.
+
+        Components are those of the training latents, the largest first. The difference of the means of both sides
+        points along the component where latents are Gaussian, so what is found for these attributes are the directions
+        of GANSpace (Härkönen et al. 2020, arXiv 2004.02546).
+
+        Args:
+            encode: Pixels 0…255 to posterior means.
+        """
+        from sklearn.decomposition import PCA
+
+        def encode_rows(rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n latent"]:
+            parts = np.array_split(rows, max(1, -(-len(rows) // ENCODED_AT_ONCE)))
+            return np.concatenate([np.asarray(encode(self.source[part])) for part in parts])
+
+        latents = {"train": encode_rows(self.train), "held_out": encode_rows(self.held_out)}
+        count = min(COMPONENTS, *latents["train"].shape)
+        components = PCA(count).fit(latents["train"])
+        values = np.zeros((len(self.source), count), np.int8)
+        for part, rows in (("train", self.train), ("held_out", self.held_out)):
+            values[rows] = np.where(components.transform(latents[part]) > 0, 1, -1)
+        judged = np.where(components.transform(np.asarray(encode(self.classifier.images))) > 0, 1, -1).astype(np.int8)
+        names = tuple(f"component_{index + 1}" for index in range(count))
+        explained = [float(share) for share in components.explained_variance_ratio_]
+        return replace(
+            self,
+            table=Table(self.table.ids, names, values),
+            classifier=self.classifier._replace(attributes=judged),
+            description={**self.description, "explained_variance": explained},
+        )
 
     def find_defining_factors(self, names: Sequence[str]) -> Bool[np.ndarray, "names factors"]:
         """Return which factors an attribute is a threshold of, for each of `names`."""
@@ -185,6 +220,10 @@ def check_label(config: LatentArithConfig, data: FaceData) -> None:
         UserError: They have not, or, where no attribute is wanted, no attribute has both.
     """
     names = data.table.names
+    if not names and not config.label:
+        return  # principal components stand for attributes
+    if not names:
+        raise UserError(f"label is {config.label!r}, but {config.data} has no attributes; expected an attributes.csv")
     if config.label and config.label not in names:
         near = difflib.get_close_matches(config.label, names, 3, 0.5) or names
         raise UserError(f"label is {config.label!r}, which {config.data} does not have; expected {' or '.join(near)}")

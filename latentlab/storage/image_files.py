@@ -105,12 +105,13 @@ def match_pictures(
     """
     pictures = [file for file in files if file.name.lower().endswith(SUFFIXES)]
     by_name: dict[str, list[StoredFile]] = defaultdict(list)
+    by_path = {path_below(file, root): [file] for file in pictures}
     for file in pictures:
-        for name in {file.name, PurePosixPath(file.name).stem.lower(), _path_below(file, root)}:
+        for name in {file.name, PurePosixPath(file.name).stem.lower()}:
             by_name[name].append(file)
     matched: list[StoredFile | None] = []
     for name in ids:
-        found = by_name.get(name) or by_name.get(PurePosixPath(name).stem.lower()) or []
+        found = by_path.get(name) or by_name.get(name) or by_name.get(PurePosixPath(name).stem.lower()) or []
         if len(found) > 1:
             raise UserError(f"{root}: {name} is there {len(found)} times, as {found[0]} and {found[1]}; expected once")
         matched.append(found[0] if found else None)
@@ -129,7 +130,8 @@ def match_pictures(
     return matched, dict.fromkeys(unlisted, "has no row in the table")
 
 
-def _path_below(file: StoredFile, root: Path) -> str:
+def path_below(file: StoredFile, root: Path) -> str:
+    """Return the path of a file below the folder or in the zip that was listed."""
     return file.member or file.place.relative_to(root).as_posix()
 
 

@@ -115,3 +115,14 @@ def test_a_label_that_is_constant_is_told_before_the_training(
     command = write_faces(tmp_path / "other", 30, All=[1] * 30, None_=[0] * 30)
     assert run(tmp_path / "second", command) == 2
     assert "of no attribute are there training images with and without it" in capsys.readouterr().err
+
+
+def test_faces_without_attributes_have_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latent_arith.datasets.face_data.user_cache_path", lambda _: tmp_path / "cache")
+    command = write_faces(tmp_path / "faces", 30, Half=[row % 2 for row in range(30)])
+    (tmp_path / "faces" / "attributes.csv").unlink()
+    assert run(tmp_path / "run", f"{command} --latent-dim 8") == 0
+    results = results_of(tmp_path / "run")
+    assert len(results["data"]["explained_variance"]) == 8
+    assert "component_1" in {*results["directions"], *results["directions"]["left_out"]}
+    assert run(tmp_path / "other", f"{command} --latent-dim 8 --label Smiling") == 2

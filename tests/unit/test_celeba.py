@@ -362,8 +362,12 @@ def test_a_folder_of_own_pictures_has_a_table_of_any_name_for_its_images(tmp_pat
     with pytest.raises(UserError, match=r"me.png is there 3 times, as .*0/me.png and .*1/me.png; expected once"):
         open_folder(tmp_path / "own", tmp_path / "cache", names=OWN_TABLES)
     (tmp_path / "own" / "attributes.csv").unlink()
-    with pytest.raises(UserError, match=r"folder: .* has neither attributes.csv nor attributes.txt"):
-        open_folder(tmp_path / "own", tmp_path / "cache", names=OWN_TABLES)
+    bare = open_folder(tmp_path / "own", tmp_path / "cache", names=OWN_TABLES)
+    assert bare.table.ids == ("0/me.png", "1/me.png", "2/me.png") and bare.table.values.shape == (3, 0)
+    np.testing.assert_array_equal(bare[1], resized)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: holds no pictures, expected files that end in"):
+        open_folder(tmp_path / "empty", tmp_path / "cache", names=OWN_TABLES)
 
 
 def test_missing_and_unlisted_images_are_skipped_if_asked(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Attribute directions against NumPy in float64, and what they must not depend on."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,8 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
+from sklearn.decomposition import PCA
 
 from latent_arith import directions
+from latent_arith.config import PRESETS
+from latent_arith.datasets.face_data import FaceData
+from latent_arith.datasets.tables import Table
 from latent_arith.directions import Batch, Directions
 
 LATENT = 12
@@ -293,3 +298,31 @@ def test_shapes_that_do_not_fit_are_told() -> None:
         find(images, attributes[:, :2])
     with pytest.raises(ValueError, match="no images"):
         directions.find_directions(jnp.asarray, [], NAMES)
+
+
+def test_directions_without_attributes_are_principal_components() -> None:
+    """Of Gaussian latents, by scikit-learn."""
+    draw = np.random.default_rng(0)
+    mixed = draw.normal(size=(4, 4)) * np.asarray([[9.0, 4, 2, 1]])
+    latents = (draw.normal(size=(6000, 4)) @ mixed.T).astype(np.float32)
+    images = np.zeros((6000, 1, 1, 3), np.uint8)
+    rows = np.arange(6000)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = rows % 256, rows // 256
+
+    def encode(pixels: Any) -> np.ndarray:
+        pixels = np.asarray(pixels)
+        return latents[pixels[:, 0, 0, :2].astype(int) @ [1, 256]]
+
+    config = replace(PRESETS["quick"], held_out_images=500, classifier_images=500)
+    table = Table(tuple(map(str, rows)), (), np.zeros((6000, 0), np.int8))
+    data = FaceData.split(images, table, config, {"source": "noise"}).label_by_components(encode)
+    assert data.table.names == ("component_1", "component_2", "component_3", "component_4")
+    expected = PCA(4).fit(latents[data.train])
+    sides = np.where(expected.transform(latents[data.held_out]) > 0, 1, -1)
+    np.testing.assert_array_equal(data.table.values[data.held_out], sides)
+    assert data.classifier.attributes.shape == (500, 4)
+    np.testing.assert_allclose(data.description["explained_variance"], expected.explained_variance_ratio_)
+    batch = (data.source[data.train], data.table.values[data.train], np.ones((1, 5000, 4), np.float32))
+    found = directions.find_directions(encode, [batch], data.table.names)
+    cosines = np.sum(found.of("raw") * expected.components_, axis=1)
+    assert (cosines[:3] > 0.99).all()
