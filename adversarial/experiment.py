@@ -39,6 +39,7 @@ from latentlab.storage.run_directory import finite_or_null
 
 PHOTOS = {"imagenet": (LABRADOR, "Labrador_retriever")}
 PACKAGED_PHOTO = ("imagenet_00_243.jpg", "bull_mastiff")
+DECODERS = {"pillow": "Pillow", "tensorflow": "TensorFlow"}
 MOST_ZERO_GRADIENTS = 0.01
 NOT_FINITE = "{}: the network gives it logits that are NaN or infinite, expected finite ones"
 
@@ -73,7 +74,8 @@ def run(
     epsilon = Epsilon(config.epsilon, epsilon_range(config))
     log(
         f"adversarial: {config.weights}, {len(classifier.classes)} classes, images of {size}×{size} fed in "
-        f"{classifier.range}; {config.attack} in {config.norm} with epsilon {epsilon}"
+        f"{classifier.range}, decoded as by {DECODERS[config.decoder]}; {config.attack} in {config.norm} with epsilon "
+        f"{epsilon}"
     )
     if classifier.assumed:
         log(f"adversarial: {config.weights} holds weights alone, so it is taken for {classifier.assumed}")
@@ -239,12 +241,12 @@ def attack_photos(
             )
             found = robustness.attack_and_classify(classifier, attack, keys, read, true, epsilons, per_device)
             for index, path in enumerate(batch):
-                told, fault = notes[index]
+                remarks, fault = notes[index]
                 if not fault and not found.is_finite[index]:
                     raise UserError(NOT_FINITE.format(path))
                 name = {"photo": str(path.relative_to(root))}
                 metrics.append(
-                    name | ({"skipped": fault} if fault else _describe_photo(found, index, int(true[index]), told))
+                    name | ({"skipped": fault} if fault else _describe_photo(found, index, int(true[index]), remarks))
                 )
             bar.update(len(batch))
     skipped = {row["photo"]: row["skipped"] for row in metrics.rows() if "skipped" in row}
@@ -428,6 +430,6 @@ def _read_batches(
     for (start, count), places in zip(batches, mine, strict=True):
         held = [next(read) for _ in places]
         pixels = np.asarray([photo.pixels for photo in held], np.uint8).reshape(-1, size, size, 3)
-        told = [(place, (photo.notes, photo.fault)) for place, photo in zip(places, held, strict=True)]
-        notes = parallel.all_gather(told)
+        own_notes = [(place, (photo.notes, photo.fault)) for place, photo in zip(places, held, strict=True)]
+        notes = parallel.all_gather(own_notes)
         yield start, LocalRows(pixels, count), dict(itertools.chain.from_iterable(notes))

@@ -128,8 +128,8 @@ def report(
         if theirs is not None:
             cells.append("{} {:.2%}".format(*theirs[index]))
         if is_published:
-            told = f"{row.low:.2%}" if row.low == row.high else f"{row.low:.1%} to {row.high:.1%}"
-            cells += [f"{row.name} {told}", "agrees" if row.agrees(name, confidence) else "**differs**"]
+            published = f"{row.low:.2%}" if row.low == row.high else f"{row.low:.1%} to {row.high:.1%}"
+            cells += [f"{row.name} {published}", "agrees" if row.agrees(name, confidence) else "**differs**"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -120,11 +120,11 @@ def match_pictures(
     unlisted = sorted(file.name for file in pictures if file not in known and (file.folder in folders or not folders))
     missing = [name for name, file in zip(ids, matched, strict=True) if file is None]
     if (missing or unlisted) and (not skip_bad or not folders):
-        told = [f"{len(missing)} of its rows have no image, first {missing[0]}"] if missing else []
-        told += [f"{len(unlisted)} images have no row, first {unlisted[0]}"] if unlisted else []
+        faults = [f"{len(missing)} of its rows have no image, first {missing[0]}"] if missing else []
+        faults += [f"{len(unlisted)} images have no row, first {unlisted[0]}"] if unlisted else []
         count = len(known) + len(unlisted)
         raise UserError(
-            f"{root}: the table has {len(ids)} rows, the folder {count} images: {'; '.join(told)}"
+            f"{root}: the table has {len(ids)} rows, the folder {count} images: {'; '.join(faults)}"
             + ("; --skip-bad leaves them out" if folders else "")
         )
     return matched, dict.fromkeys(unlisted, "has no row in the table")

@@ -64,6 +64,17 @@ def test_reading_hdf5_executes_nothing(folder: Path) -> None:
     assert not executed(folder)
 
 
+def test_the_module_executes_nothing_but_a_package_of_its_own_name(folder: Path) -> None:
+    for name in ("latentlab", "latentlab.py"):  # which Python finds before the project's own code runs
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    command = [sys.executable, "-m", "latentlab", "--version"]
+    search = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=search, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not executed(folder)
+
+
 def test_fetching_assets_executes_nothing(folder: Path) -> None:
     """A pip of the environment is started, and finds no index."""
     nowhere = {
