@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from adversarial import figures, one_photo, photos, robustness
 from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
-from adversarial.attacks import ATTACKS, AttackResult, SweptAttack, select_settings
+from adversarial.attacks import ATTACKS, SweptAttack, select_settings
 from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
 from adversarial.config import DEFAULT_SIZE, AdversarialConfig
 from adversarial.photos import Photo
@@ -311,22 +311,24 @@ def sweep_photo(
     labels: Int[np.ndarray, "objectives n"],
     targeted: Bool[np.ndarray, " objectives"],
     epsilons: Float[np.ndarray, " epsilons"],
-) -> AttackResult:
-    """Attack with one compiled call for all objectives and ε: images in [0, 1], (objectives, ε, n, h, w, 3)."""
+) -> tuple[Float[np.ndarray, "objectives epsilons n h w 3"], Float[np.ndarray, "objectives epsilons n"] | None]:
+    """Attack with one compiled call for all objectives and ε: images in [0, 1], and `AttackResult.zero_gradients`."""
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(photos)))
     rows = (photos, np.asarray(keys), labels.T)
     shared = (classifier, targeted, epsilons)
-    found: AttackResult = batched_apply(_sweep_rows, *rows, batch_size=1, shared=shared, static=(attack,))
-    return jax.tree.map(lambda part: np.moveaxis(part, 0, 2), found)
+    images, zeros = batched_apply(_sweep_rows, *rows, batch_size=1, shared=shared, static=(attack,))
+    return np.moveaxis(images, 0, 2), None if zeros is None else np.moveaxis(zeros, 0, 2)
 
 
 def _sweep_rows(
     attack: SweptAttack, shared: tuple[Classifier, Array, Array], photos: Array, key_data: Array, labels: Array
-) -> AttackResult:
+) -> tuple[Float[Array, "n objectives epsilons h w 3"], Float[Array, "n objectives epsilons"] | None]:
+    """Return no `success`, so that XLA leaves out the evaluation that it takes: images are evaluated later."""
     classifier, targeted, epsilons = shared
     keys = jax.random.wrap_key_data(key_data)
     found = attack(keys, classifier.logits, in_unit_range(photos), labels.T, targeted, epsilons)
-    return jax.tree.map(lambda part: jnp.moveaxis(part, 2, 0), found)
+    zeros = found.zero_gradients
+    return jnp.moveaxis(found.images, 2, 0), None if zeros is None else jnp.moveaxis(zeros, 2, 0)
 
 
 def _open(config: AdversarialConfig, given: Classifier | Logits | None) -> tuple[Classifier, int]:

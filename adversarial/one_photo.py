@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from adversarial.attacks import AttackResult
 from adversarial.classifier import Class
 from adversarial.pixels import Epsilon, encode_png, linf_grey_levels, most_grey_levels, round_inward
 from latentlab.errors import UserError
@@ -16,9 +15,9 @@ TOP = 4
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Predict = Callable[[np.ndarray], Float[np.ndarray, "*batch classes"]]
-Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], AttackResult]
-"""Pictures (n, h, w, 3), labels (T, n), which rows of them are targets (T,), and ε in [0, 1] (E,), to a result whose
-images are in [0, 1], (T, E, n, h, w, 3)."""
+Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+"""Pictures (n, h, w, 3), labels (T, n), which rows of them are targets (T,), and ε in [0, 1] (E,), to attacked images
+in [0, 1], (T, E, n, h, w, 3), and the share of gradients that were 0, (T, E, n), if it is known."""
 
 
 class Objective(NamedTuple):
@@ -89,12 +88,11 @@ def run_sweep(
     labels = np.asarray([[objective.label] for objective in objectives])
     targeted = np.asarray([objective.targeted for objective in objectives])
     radii = np.asarray([epsilon.fraction for epsilon in epsilons], np.float32)
-    found = attack(photo[None], labels, targeted, radii)
-    images = np.asarray(found.images)[:, :, 0]
+    attacked, zeros = attack(photo[None], labels, targeted, radii)
+    images = attacked[:, :, 0]
     rounded = round_inward(images, photo, most_grey_levels(epsilons, in_linf)[:, None, None, None])
     pictures = np.stack([[encode_png(picture)[1] for picture in row] for row in rounded])
-    zeros = None if found.zero_gradients is None else np.asarray(found.zero_gradients)[:, :, 0]
-    return Sweep(predict(images), pictures, predict(pictures), zeros)
+    return Sweep(predict(images), pictures, predict(pictures), None if zeros is None else zeros[:, :, 0])
 
 
 def describe_sweep(

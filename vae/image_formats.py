@@ -234,11 +234,19 @@ def _read_grey(content: bytes, name: str) -> np.ndarray:
 
 
 def _find_idx_sets(directory: Path, wanted: str) -> dict[tuple[Path, str], dict[tuple[str, str], Path]]:
-    """Return the files of every set by its folder and the beginning of its names; a plain file before a gzipped one."""
+    """Return the files of every set by its folder and the beginning of its names; a plain file before a gzipped one.
+
+    With a beginning that is wanted, the folders below are not searched.
+    """
+    from latentlab.storage.image_files import list_files
+
+    if wanted:
+        paths = [path for path in directory.iterdir() if path.name.startswith(wanted) and path.is_file()]
+    else:
+        paths = [file.place for file in list_files(directory, open_zips=False)]
     sets: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
-    for path in sorted(directory.rglob("*"), key=lambda path: (path.suffix == ".gz", str(path))):
-        match = IDX_NAME.fullmatch(path.name)
-        if match and path.name.startswith(wanted) and path.is_file():
+    for path in sorted(paths, key=lambda path: (path.suffix == ".gz", str(path))):
+        if match := IDX_NAME.fullmatch(path.name):
             sets.setdefault((path.parent, match["set"].rstrip("-_")), {}).setdefault(_role(match), path)
     return sets
 

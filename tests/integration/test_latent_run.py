@@ -157,8 +157,8 @@ def test_a_streamed_run_stopped_in_training_resumes_bit_equal(
 
 
 MISTAKES = {
-    "data source 'celeb': expected one of 'synthetic', 'celeba', 'tfds', some with": "--data celeb",
-    "nowhere has neither list_attr_celeba.txt nor list_attr_celeba.csv": "--data celeba:{folder}/nowhere",
+    "data source 'celeb': expected one of 'synthetic', 'celeba', 'folder', 'tfds', some with": "--data celeb",
+    "nowhere is not a directory or a zip; expected one with the pictures": "--data celeba:{folder}/nowhere",
     "label is 'Smilling', which celeba:{folder} does not have; expected Smiling": "--label Smilling",
     "{folder}/none.npz is missing": "--weights {folder}/none.npz",
     "weights_md5 is given, but no weights": "--weights-md5 0",

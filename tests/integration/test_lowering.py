@@ -87,8 +87,8 @@ def sweep() -> Work:
     return in_rows(experiment._sweep_rows, (SweptAttack(attacks.fgsm),), shared, *photos(count), labels)
 
 
-def probabilities() -> Work:
-    return in_rows(experiment._softmax, (), classifier(), photos(DEVICES * 2)[0])
+def evaluation() -> Work:
+    return in_rows(experiment._logits, (), classifier(), photos(DEVICES * 2)[0])
 
 
 def moments() -> Work:
@@ -106,7 +106,7 @@ WORKS: dict[str, tuple[Callable[[], Work], int]] = {
     "faces encoded": (lambda: of_faces(encode_rows, 128, 128, 3), 4),
     "faces decoded": (lambda: of_faces(decode_rows, 200, dtype=jnp.float32), 4),
     "directions": (moments, 0),
-    "probabilities": (probabilities, 52),
+    "evaluation": (evaluation, 52),
     "sweep": (sweep, 2 * 52),
     "robust accuracy": (robust_accuracy, 6 * 52),
 }

@@ -35,7 +35,8 @@ def predict(images: np.ndarray) -> np.ndarray:
 def attack(pixels: np.ndarray, labels: np.ndarray, targeted: np.ndarray, epsilons: np.ndarray) -> Any:
     unit = jnp.asarray(pixels, jnp.float32) / 255
     arrays = map(jnp.asarray, (labels, targeted, epsilons))
-    return SweptAttack(attacks.fgsm)(jax.random.key(0), logits, unit, *arrays)
+    found = SweptAttack(attacks.fgsm)(jax.random.key(0), logits, unit, *arrays)
+    return np.asarray(found.images), np.asarray(found.zero_gradients)
 
 
 @pytest.fixture(scope="module")
