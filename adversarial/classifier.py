@@ -245,7 +245,7 @@ def _classes(config: AdversarialConfig, count: int) -> tuple[Class, ...]:
     """Return the names of as many classes."""
     if config.names:
         try:
-            lines = Path(config.names).read_text(encoding="utf-8").splitlines()
+            lines = Path(config.names).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{config.names}: cannot be read as text ({error}); expected a class a line") from error
         named = tuple(Class("", line.strip()) for line in lines if line.strip())

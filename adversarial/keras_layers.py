@@ -284,8 +284,9 @@ def _merge(operation: Callable[[Any, Any], Any], settings: Settings, weights: We
     ndims = {value.ndim for value in inputs if isinstance(value, Array)}
     if len(ndims) != 1:
         raise ValueError(f"of {ndims} dimensions, expected inputs of as many")
-    shapes = [(1,) * (max(ndims) - jnp.ndim(value)) + jnp.shape(value) for value in inputs]
-    arrays = [jnp.asarray(value, jnp.float32).reshape(shape) for value, shape in zip(inputs, shapes, strict=True)]
+    (ndim,) = ndims
+    values = [value if isinstance(value, Array) else jnp.asarray(value, jnp.float32) for value in inputs]
+    arrays = [value.reshape((1,) * (ndim - value.ndim) + value.shape) for value in values]
     return reduce(operation, arrays)
 
 

@@ -281,6 +281,8 @@ def _arguments(node: Any) -> tuple[list[Any], dict[str, Any]]:
             arguments.append((name, call, output))
             for part in further:
                 keywords.update(part)
+        elif isinstance(value, list) and value and all(isinstance(part, int | float) for part in value):
+            arguments.append(value)  # a number for each channel
         elif isinstance(value, list):
             for part in value:
                 add(part)

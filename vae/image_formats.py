@@ -180,6 +180,9 @@ def read_npz_file(argument: str) -> Parts:
         arrays_of = [stored[name] for name in names]
         parts = [(arrays_of[0], arrays_of[1]), (arrays_of[2], arrays_of[3])]
     at = str(path)
+    for _, labels in parts:
+        if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
+            raise UserError(f"{at}: labels are {labels.dtype} {labels.shape}, expected an integer for each image")
     labeled = [Labeled(_without_channel(images), _first_column(labels), at, at) for images, labels in parts]
     most = max(int(part.labels.max(initial=0)) for part in labeled)
     return Parts(labeled[0], labeled[1], tuple(str(label) for label in range(max(most + 1, len(DIGITS)))))
@@ -262,7 +265,7 @@ def _emnist_classes(start: str, folder: Path) -> tuple[tuple[str, ...], int]:
     known = EMNIST.get(kind, DIGITS)
     mapping = folder / f"{start}-mapping.txt"
     if mapping.is_file():
-        with contextlib.suppress(OSError, ValueError, UnicodeDecodeError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
             rows = [line.split() for line in mapping.read_text(encoding="ascii").splitlines() if line.split()]
             return tuple(chr(int(row[1])) for row in rows), int(rows[0][0])
     return known, 1 if kind == "letters" else 0
@@ -270,7 +273,7 @@ def _emnist_classes(start: str, folder: Path) -> tuple[tuple[str, ...], int]:
 
 def _first_column(labels: np.ndarray) -> np.ndarray:
     """Return the labels, of which QMNIST has more columns, and MedMNIST one."""
-    return labels if labels.ndim == 1 else labels[:, 0]
+    return labels[:, 0] if labels.ndim == 2 else labels
 
 
 def _without_channel(images: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Tables of attributes in the forms in which people have them, each told by its content."""
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -55,6 +56,9 @@ def parse_table(content: bytes, name: str) -> Table:
         positive = False
     if not names or not rows:
         raise UserError(f"{name}: {len(names)} attributes of {len(rows)} images, expected at least one of each")
+    twice = [attribute for attribute, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{name}: {twice[0]} is the name of several columns, expected one of each name")
     ids, values = _parse_values(rows, names, name, positive)
     most_common, times = Counter(ids).most_common(1)[0]
     if times > 1:
@@ -76,7 +80,10 @@ def _parse_celeba(lines: Sequence[str], name: str) -> tuple[tuple[str, ...], Row
 
 
 def _parse_separated(lines: Sequence[str], name: str, separator: str) -> tuple[tuple[str, ...], Rows]:
-    rows = [(number, row) for number, row in enumerate(csv.reader(lines, delimiter=separator), 1) if any(row)]
+    try:
+        rows = [(number, row) for number, row in enumerate(csv.reader(lines, delimiter=separator), 1) if any(row)]
+    except csv.Error as error:
+        raise UserError(f"{name}: is no table with {separator!r} between values ({error})") from error
     header, body = rows[0][1], rows[1:]
     first = body[0][1] if body else []
     column = next((at for at, word in enumerate(first[:2]) if word.strip().lower().endswith(PICTURE)), None)
@@ -128,6 +135,7 @@ def _parse_values(
 
 def _sign(word: str) -> int | None:
     try:
-        return 1 if float(word) > 0 else -1
+        score = float(word)
     except ValueError:
         return None
+    return (1 if score > 0 else -1) if math.isfinite(score) else None

@@ -112,6 +112,11 @@ def match_pictures(
     matched: list[StoredFile | None] = []
     for name in ids:
         found = by_path.get(name) or by_name.get(name) or by_name.get(PurePosixPath(name).stem.lower()) or []
+        if "/" in name:  # a path is meant, and not a picture of that name elsewhere
+            stem = str(PurePosixPath(name).with_suffix(""))
+            found = [
+                file for file in found if str(PurePosixPath(path_below(file, root)).with_suffix("")).endswith(stem)
+            ]
         if len(found) > 1:
             raise UserError(f"{root}: {name} is there {len(found)} times, as {found[0]} and {found[1]}; expected once")
         matched.append(found[0] if found else None)

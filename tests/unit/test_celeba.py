@@ -276,6 +276,8 @@ def test_tables_in_all_forms_say_the_same(name: str, tmp_path: Path) -> None:
         ("image,A\na.jpg,1\nb.jpg,0\nc.jpg,-1\nd.jpg,-1", "line 3: A is '0', expected 1 or -1 in all lines, or 1 or 0"),
         ("image,A\na.jpg,2", "line 2: A is '2', expected 1 or -1, or 1 or 0"),
         ("image,A\na.jpg", "line 2 has 0 values, expected 1"),
+        ("image,A,A\na.jpg,1,0", "A is the name of several columns"),
+        ("#\tperson\timagenum\tA\nX\t1\tnan", "line 2: A is 'nan', expected a number"),
         ("image\na.jpg", "expected the number of images, or a header"),
         ("# a\n#\tperson\tA\nX\t1\t2", "expected #, person, imagenum"),
         ("#\tperson\timagenum\tA\nX\tone\t2", "line 2 is 'X\\\\tone\\\\t2', expected a person, a number and scores"),

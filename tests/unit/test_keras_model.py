@@ -17,7 +17,7 @@ from adversarial import experiment, keras_model, weights
 from adversarial.assets import REGISTRY
 from adversarial.classifier import DOGS, open_classifier, wrap_classifier
 from adversarial.config import AdversarialConfig
-from adversarial.keras_layers import LAYERS, TRAINING_ALONE
+from adversarial.keras_layers import LAYERS, TRAINING_ALONE, Settings, Store, Weights
 from adversarial.pixels import RANGES
 from latentlab.errors import UserError
 from latentlab.storage import assets
@@ -346,6 +346,15 @@ def test_operands_keep_their_order(order: str, tmp_path: Path) -> None:
     pictures = np.random.default_rng(1).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
     found = loaded[0].apply(loaded[1], jnp.asarray(pictures))
     np.testing.assert_allclose(found, of_keras(model, pictures), rtol=1e-4, atol=1e-6)
+
+
+def test_a_list_of_numbers_is_one_for_each_channel() -> None:
+    """As tf-keras keeps `images - [103.9, 116.8, 123.7]`."""
+    node = [["input_1", 0, 0, {"y": [1.0, 2.0, 3.0], "name": None}]]
+    assert keras_model._arguments(node) == ([("input_1", 0, 0), [1.0, 2.0, 3.0]], {"name": None})
+    images = jnp.zeros((1, 2, 2, 3))
+    moved = LAYERS["Subtract"](Settings({}), Weights("subtract", Store({})), images, [1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(moved[0, 1, 1], [-1, -2, -3])
 
 
 def test_any_size_is_that_of_the_resizing_or_the_users(tmp_path: Path) -> None:

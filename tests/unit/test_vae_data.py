@@ -349,9 +349,7 @@ def test_archives_of_numpy_are_read_as_keras_and_medmnist_name_them(names, tmp_p
     np.savez(tmp_path / "floats.npz", **{**arrays, names[0]: arrays[names[0]] / 255})
     assert "images of 28 x 28 x 1 float64, expected 28 x 28 x 1 uint8" in message_of(f"npz:{tmp_path / 'floats.npz'}")
     np.savez(tmp_path / "labels.npz", **{**arrays, names[1]: arrays[names[1]].astype(float)})
-    assert "labels are float64 (20,), expected an integer for each image" in message_of(
-        f"npz:{tmp_path / 'labels.npz'}"
-    )
+    assert "expected an integer for each image" in message_of(f"npz:{tmp_path / 'labels.npz'}")
 
 
 def test_the_four_archives_of_kmnist_are_read_from_their_folder(tmp_path):
