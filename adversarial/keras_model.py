@@ -228,6 +228,9 @@ def _evaluate_layer(layer: Configuration, store: Store, keywords: Mapping[str, A
     kind, name = layer["class_name"], _name(layer)
     if keywords.get("training") and kind in (*MODELS, *NOISE, "BatchNormalization"):  # of others it is the default
         raise UserError(f"{kind} {name} is called as in training, expected inference")
+    module = layer.get("module") or "keras"
+    if module.partition(".")[0] not in ("keras", "tf_keras"):
+        raise UserError(f"{kind} {name} is of {module}, whose code the file does not hold, expected Keras's own layers")
     if kind in MODELS:
         return _evaluate_model(layer, store, *inputs)
     function = LAYERS.get(kind)

@@ -357,6 +357,16 @@ def test_a_list_of_numbers_is_one_for_each_channel() -> None:
     np.testing.assert_array_equal(moved[0, 1, 1], [-1, -2, -3])
 
 
+def test_an_own_layer_that_is_called_as_one_of_keras_is_refused(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable(package="mine")
+    class Rescaling(layers.Layer):  # type: ignore[misc,name-defined]
+        def call(self, images: Any) -> Any:
+            return images * 3
+
+    front(Rescaling()).save(tmp_path / "own.keras")
+    assert "whose code the file does not hold, expected Keras's own layers" in refused(tmp_path / "own.keras")
+
+
 def test_any_size_is_that_of_the_resizing_or_the_users(tmp_path: Path) -> None:
     stack = [
         keras.Input((None, None, 3)),
