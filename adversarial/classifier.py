@@ -195,8 +195,7 @@ def open_file(config: AdversarialConfig, model_range: PixelRange) -> tuple[Class
             f"{path}: is no MobileNetV2 and has no layer that rescales its images, so the file does not say what it is "
             f"fed; expected --range {' or '.join(RANGES)}"
         )
-    count = jax.eval_shape(network.apply, variables, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)).shape[1]
-    return Classifier(network, variables, model_range, _classes(config, count)), size
+    return Classifier(network, variables, model_range, _classes(config, network.classes)), size
 
 
 CLASSIFIERS: dict[str, OpenClassifier] = dict.fromkeys(PUBLISHED, open_mobilenet_v2)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
 
+from latentlab.config import Decoder
 from latentlab.errors import UserError
 
 NORMS = {"linf": "L∞", "l2": "L2"}
@@ -29,7 +30,7 @@ class AdversarialConfig:
     zero-255. auto feeds [-1, 1] to a MobileNetV2, 0…255 to a model that rescales it, and counts epsilon in [0, 1]."""
     image: str = ""
     """Photo to attack; by default one that goes with the weights."""
-    decoder: Literal["pillow", "tensorflow"] = "pillow"
+    decoder: Decoder = "pillow"
     """Whose pixels a photo has: pillow turns it upright and lays it on white; tensorflow gives those of decode_image,
     to the bit, which for a JPEG differ by about a grey level."""
     label: str = ""

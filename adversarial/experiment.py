@@ -249,14 +249,29 @@ def attack_photos(
                     name | ({"skipped": fault} if fault else _describe_photo(found, index, int(true[index]), remarks))
                 )
             bar.update(len(batch))
-    skipped = {row["photo"]: row["skipped"] for row in metrics.rows() if "skipped" in row}
-    counted = [row for row in metrics.rows() if "skipped" not in row]
+    return _measure_photos(config, classifier, attack, epsilons, metrics.rows(), log)
+
+
+def _measure_photos(
+    config: AdversarialConfig,
+    classifier: Classifier,
+    attack: SweptAttack,
+    epsilons: Sequence[Epsilon],
+    rows: Sequence[Mapping[str, Any]],
+    log: Log,
+) -> RobustnessResults:
+    """Return the results of all photos that could be read.
+
+    Raises:
+        UserError: There are none.
+    """
+    skipped = {row["photo"]: row["skipped"] for row in rows if "skipped" in row}
+    counted = [row for row in rows if "skipped" not in row]
     if not counted:
-        raise UserError(
-            f"{config.images}: none of {len(paths)} photos can be read, first {next(iter(skipped.items()))}"
-        )
+        first = next(iter(skipped.items()))
+        raise UserError(f"{config.images}: none of {len(rows)} photos can be read, first {first}")
     if skipped:
-        log(f"adversarial: {len(skipped)} of {len(paths)} photos cannot be read and are left out")
+        log(f"adversarial: {len(skipped)} of {len(rows)} photos cannot be read and are left out")
     accuracy = robustness.estimate_accuracy(counted, epsilons)
     zero_gradients = robustness.mean_zero_gradients(counted, epsilons)
     _warn_of_zero_gradients(zero_gradients, log)
@@ -269,7 +284,7 @@ def attack_photos(
         "clean_accuracy": float(accuracy["accuracy"][0]),
         "robust_accuracy": robustness.describe_accuracy(accuracy, zero_gradients, epsilons),
     }
-    return RobustnessResults(config, classifier, accuracy, tuple(metrics.rows()), measures)
+    return RobustnessResults(config, classifier, accuracy, tuple(rows), measures)
 
 
 def _describe_photo(found: robustness.AttackedPhotos, index: int, label: int, notes: Sequence[str]) -> dict[str, Any]:

@@ -44,10 +44,12 @@ class KerasModel:
 
     Attributes:
         config: Its configuration as JSON; the activation at its end is taken off.
+        classes: Number of logits.
         is_binary: It ends in one unit, the log odds of the second of two classes.
     """
 
     config: str
+    classes: int
     is_binary: bool = False
 
     def apply(self, variables: Variables, images: Float[AnyArray, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -102,6 +104,8 @@ def interpret(
         images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
         found = jax.eval_shape(lambda images: _evaluate_model(logits, store, images), images)
         is_binary = _check_end(found.shape[1:], activation)
+        if activation == "linear" and any(map(_has_softmax, _all_layers(logits))):
+            raise UserError("has a softmax that is not its last step, so its end is neither logits nor a softmax")
     except UserError:
         raise
     except Exception as error:  # of a configuration that a stranger wrote, anything
@@ -112,7 +116,7 @@ def interpret(
         rest = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
         raise UserError(f"weights: {'; '.join(problems[:MOST_PROBLEMS])}{rest}, by the file's own configuration")
     variables = {name: np.asarray(array, np.float32) for name, array in store.arrays.items()}
-    return KerasModel(json.dumps(logits), is_binary), variables, size
+    return KerasModel(json.dumps(logits), 2 if is_binary else found.shape[1], is_binary), variables, size
 
 
 def _check_end(shape: tuple[int, ...], activation: str) -> bool:
@@ -133,6 +137,11 @@ def _all_layers(model: Configuration) -> Iterator[Configuration]:
     """Yield all layers, also those of models within the model."""
     for layer in _layers(model):
         yield from _all_layers(layer) if layer["class_name"] in MODELS else [layer]
+
+
+def _has_softmax(layer: Configuration) -> bool:
+    activation = layer["config"].get("activation")
+    return layer["class_name"] == "Softmax" or (activation is not None and activation_name(activation) == "softmax")
 
 
 def _layers(model: Configuration) -> list[Configuration]:
@@ -181,6 +190,8 @@ def _take_off_activation(model: Configuration) -> tuple[Configuration, str]:
             activation = activation_name(config["activation"])
             layer = {**layer, "config": {**config, "activation": "linear"}}
         layers[index] = layer
+        if activation != "linear" and len(layer.get("inbound_nodes", ())) > 1:
+            raise UserError(f"{kind} {names[index]}, its last layer, is called more than once, expected once")
         if activation != "linear" or kind not in SHAPING:
             break
         if model["class_name"] == "Sequential":

@@ -139,7 +139,7 @@ def describe_sweep(
 
 
 def rank_classes(logits: Float[np.ndarray, " classes"]) -> Int[np.ndarray, " classes"]:
-    """Return the classes from the likeliest to the least likely; probabilities may have underflowed to the same 0."""
+    """Return the classes from the most to the least likely; probabilities may have underflowed to the same 0."""
     return np.argsort(-logits, kind="stable")
 
 

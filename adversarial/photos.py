@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from adversarial.pixels import GREY_LEVELS
 from latentlab import decoding
-from latentlab.decoding import Decoder
+from latentlab.config import Decoder
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
 from latentlab.storage.image_files import list_files

@@ -84,7 +84,7 @@ def missing() -> list[str]:
     return [name for name in (WEIGHTS, PHOTO) if not (assets.directory() / name).exists()]
 
 
-def measured(options: Options = Options()) -> list[tuple[str, float]]:
+def measured(options: Options) -> list[tuple[str, float]]:
     """Top class and confidence for every row of the table."""
     path = Path(options.photo) if options.photo else assets.fetch(PHOTO, registry=REGISTRY)[0]
     image = photos.resize(decode_as_tensorflow(path.read_bytes()), SIZE)

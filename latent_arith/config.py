@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from latentlab.config import Precision, check_numbers
+from latentlab.config import Decoder, Precision, check_numbers
 from latentlab.errors import UserError
 
 Resize = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -20,7 +20,7 @@ class LatentArithConfig:
     """Height and width of the images: 32 to 256, a multiple of 16."""
     resize: Resize = "bilinear"
     """Interpolation of images that are read; bilinear is antialiased, nearest is what Keras and the exercise do."""
-    decoder: Literal["pillow", "tensorflow"] = "pillow"
+    decoder: Decoder = "pillow"
     """Whose pixels a JPEG has; Keras decodes with Pillow, tf.data and TFDS with TensorFlow."""
     latent_dim: int = 200
     """Latent dimensions."""

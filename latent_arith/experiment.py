@@ -92,12 +92,7 @@ def run(
         weights.save(run_dir / weights.WEIGHTS, model, variables)
     encode, decode = make_encode(model, variables), make_decode(model, variables)
 
-    if not data.table.names:
-        data = data.label_by_components(encode)
-        log(
-            f"latent-arith: {config.data} has no attributes, so {len(data.table.names)} principal components of the "
-            "latents stand for them"
-        )
+    data = data if data.table.names else label_by_components(config, data, encode, log)
     log("latent-arith: one pass over the training images for all directions")
     found = find_all_directions(config, data, encode)
     if found.without_orthogonal:
@@ -270,6 +265,18 @@ def train(
         log=log,
     )
     return parallel.gather_to_host(state.variables)
+
+
+def label_by_components(
+    config: LatentArithConfig, data: FaceData, encode: Encode, log: Callable[[str], None]
+) -> FaceData:
+    """Return the data with principal components of the latents in the place of attributes, and say so."""
+    labeled = data.label_by_components(encode)
+    log(
+        f"latent-arith: {config.data} has no attributes, so {len(labeled.table.names)} principal components of the "
+        "latents stand for them"
+    )
+    return labeled
 
 
 def find_all_directions(config: LatentArithConfig, data: FaceData, encode: Encode) -> Directions:

@@ -7,8 +7,9 @@ paths.
 Of foreign models the decoder is where transposed convolutions are, in an attribute or layer of any name, or in one flat
 model with the encoder. Layers of a kind are taken in the order of the numbers in their names: `decoder_conv_t_0` of
 Foster's «Generative Deep Learning», `decoder_conv_t0`, or `conv2d_transpose_1` where a file has no names. The heads are
-called `mu` and `log_var`, or are the two dense layers of the encoder in that order. Filters, and whether there is
-BatchNorm, are as the file has them (`fit_model`).
+the two dense layers of the encoder; if one name says that it is of a variance (`log_var`, `z_logvar`, `sigma`), it is,
+and otherwise the second is taken for it. Filters, and whether there is BatchNorm, are as the file has them
+(`fit_model`).
 """
 
 import itertools
@@ -35,6 +36,7 @@ from latentlab.training.state import TrainState, init_state
 WEIGHTS = "weights.npz"
 CHECKPOINTS = Path("checkpoints", "face_vae")
 HEADS = ("mu", "log_var")
+VARIANCE = re.compile(r"var|sigma|std", re.I)
 TRANSPOSED = re.compile(r"conv_t_?\d|transpose")
 
 
@@ -157,13 +159,15 @@ def _in_our_names(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
         last = [layer.rpartition("/")[2] for layer in dense]
         if is_decoder and len(dense) == 1:
             renamed[dense[0]] = "decoder/decoder_dense"
-        elif not is_decoder and {*last} == {*HEADS}:
-            renamed |= {layer: f"encoder/{name}" for layer, name in zip(dense, last, strict=True)}
         elif not is_decoder and len(dense) == len(HEADS):
+            variances = [bool(VARIANCE.search(name)) for name in last]
+            if sum(variances) == 1:
+                dense = [dense[variances.index(False)], dense[variances.index(True)]]
+            else:
+                assumed = (
+                    f"{last[0]} is taken for the mean and {last[1]} for the log variance, in the order of their numbers"
+                )
             renamed |= {layer: f"encoder/{head}" for layer, head in zip(dense, HEADS, strict=True)}
-            assumed = (
-                f"{last[0]} is taken for the mean and {last[1]} for the log variance, in the order of their numbers"
-            )
     found = {
         f"{renamed.get(layer, layer)}/{variable}": array
         for (layer, _, variable), array in ((name.rpartition("/"), array) for name, array in arrays.items())
@@ -215,11 +219,9 @@ def _read(path: Path, md5: str) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _filters(arrays: Mapping[str, np.ndarray], name: str, axis: int) -> tuple[int, ...]:
-    found = itertools.takewhile(
-        lambda array: array is not None and array.ndim == 4,
-        (arrays.get(name.format(index)) for index in itertools.count()),
-    )
-    return tuple(array.shape[axis] for array in found if array is not None)
+    """Return the length of an axis of the kernels that are called `name` with 0, 1, …, as far as there are any."""
+    found = itertools.takewhile(lambda name: np.ndim(arrays.get(name, 0)) == 4, map(name.format, itertools.count()))
+    return tuple(arrays[name].shape[axis] for name in found)
 
 
 def _dimensions(arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:

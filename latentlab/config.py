@@ -9,6 +9,9 @@ from latentlab.errors import UserError
 Precision = Literal["default", "float32", "tf32", "bf16"]
 """Precision of products in training; see `latentlab.training.precision`."""
 
+Decoder = Literal["pillow", "tensorflow"]
+"""Whose pixels a JPEG has; see `latentlab.decoding`."""
+
 
 def check_numbers(config: Any, least: Mapping[str, float], most: Mapping[str, float] | None = None) -> None:
     """Check that every integer of a dataclass is at least 1 and every float finite and above 0.

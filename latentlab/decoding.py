@@ -5,13 +5,10 @@ pixels differ by about 1 grey level on average and by 20 and more at most, which
 """
 
 import io
-from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-
-Decoder = Literal["pillow", "tensorflow"]
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 BYTE = 8

@@ -90,11 +90,11 @@ def read_tfds(argument: str = "") -> Dataset:
     classes, parts = tuple(builder.info.features["label"].names), []
     for split in ("train", "test"):
         records = read_records(builder, split)
-        rows = range(len(records))
+        examples = [records.features(row) for row in range(len(records))]
         with reading(builder, split):
-            opened = (Image.open(io.BytesIO(records.image(row)), formats=["PNG"]) for row in rows)
-            images = np.array([np.asarray(image) for image in opened])
-            labels = np.array([records.features(row)["label"].int64_list.value[0] for row in rows])
+            files = (io.BytesIO(example["image"].bytes_list.value[0]) for example in examples)
+            images = np.array([np.asarray(Image.open(file, formats=["PNG"])) for file in files])
+            labels = np.array([example["label"].int64_list.value[0] for example in examples])
         place = f"tfds: {builder.data_path} split {split!r}"
         parts.append(check_images(images[..., None], labels, place, classes=classes))
     return Dataset(f"tfds:{argument}" if argument else "tfds", parts[0], parts[1], classes)

@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,8 @@ from tqdm import tqdm
 
 from latent_arith.config import Resize
 from latent_arith.datasets.tables import TABLES, Table, parse_table
-from latentlab.decoding import Decoder, decode_as_tensorflow
+from latentlab.config import Decoder
+from latentlab.decoding import decode_as_tensorflow
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
 from latentlab.storage.image_files import SUFFIXES, StoredFile, find_file, list_files, match_pictures, path_below
@@ -61,14 +63,12 @@ class Decoding(NamedTuple):
     @property
     def suffix(self) -> str:
         """Ending of the folder of the prepared images, "" for the default."""
-        parts = [str(self.size) if self.size != SIZE else ""]
-        parts += [
-            getattr(self, name) for name in ("resize", "decoder") if getattr(self, name) != getattr(DEFAULT, name)
-        ]
-        return "".join(f"-{part}" for part in parts if part)
+        return "".join(f"-{own}" for own, default in zip(self, DEFAULT, strict=True) if own != default)
 
 
 DEFAULT = Decoding()
+Decode = Callable[[int], UInt8[np.ndarray, "size size 3"] | str]
+"""Row to the pixels of its image, or to what is wrong with it; called by several threads."""
 
 
 class MemmapImages:
@@ -144,8 +144,8 @@ def open_folder(
 
     Args:
         root: Folder or zip with the images and the table.
-        cache: Folder for all prepared data sets; this one's is named by the content of the table, the names and sizes
-            of the images, and how they are decoded.
+        cache: Folder for all prepared data sets; this one's is named by the folder, the content of the table, the
+            sizes of the images, and how they are decoded.
         skip_bad: Leave out images that are missing, not in the table, or cannot be read as RGB, instead of stopping.
         decoding: How pixels are made.
         names: Names that the table may have. Own pictures may have none, and then no attributes.
@@ -168,7 +168,9 @@ def open_folder(
             raise OSError("the image is missing")
         return file.read() if file.member else file.place
 
-    digest = _fingerprint(table.values.tobytes(), table.names, [(f.name, f.size) if f else ("", -1) for f in matched])
+    pixels_from = [(name, file.size if file else -1) for name, file in zip(table.ids, matched, strict=True)]
+    content = f"{root.resolve()}\n".encode() + table.values.tobytes()  # of two folders sizes and names may be equal
+    digest = _fingerprint(content, table.names, pixels_from)
     prepared = cache / f"celeba-{digest[:16]}{decoding.suffix}"
     place = next((file.folder for file in matched if file), str(root))
     opened = _open_prepared(f"{kind}:{root}", table, encoded, prepared, place, skip_bad, decoding)
@@ -268,23 +270,18 @@ def prepare(
     try:
         prepared.mkdir(parents=True, exist_ok=True)
         with FileLock(prepared / LOCK):
-            record = _retry_bad(names, encoded, prepared, _read_record(prepared), decoding)
-            return _decode_rest(names, encoded, prepared, record, decoding)
+            decode = partial(_decode_row, encoded, decoding)
+            record = _retry_bad(names, decode, prepared, _read_record(prepared))
+            return _decode_rest(names, decode, prepared, record, decoding.size)
     except (OSError, ValueError) as error:
         raise UserError(f"{prepared}: cannot be written ({first_line(error)}); delete it to prepare it anew") from error
 
 
-def _retry_bad(
-    names: Sequence[str],
-    encoded: Callable[[int], Path | bytes],
-    prepared: Path,
-    record: dict[str, Any],
-    decoding: Decoding,
-) -> dict[str, Any]:
+def _retry_bad(names: Sequence[str], decode: Decode, prepared: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Decode those images of whole chunks again that were bad, and write those that have been repaired."""
     rows = {name: row for row, name in enumerate(names)}
     tried = [rows[name] for name in record["bad"] if name in rows and rows[name] < len(record["chunks"]) * CHUNK]
-    repaired = {row: found for row in tried if not isinstance(found := _decode_row(encoded, row, decoding), str)}
+    repaired = {row: found for row in tried if not isinstance(found := decode(row), str)}
     if repaired:
         images = np.load(prepared / IMAGES, mmap_mode="r+", allow_pickle=False)
         for row, pixels in repaired.items():
@@ -299,14 +296,10 @@ def _retry_bad(
 
 
 def _decode_rest(
-    names: Sequence[str],
-    encoded: Callable[[int], Path | bytes],
-    prepared: Path,
-    record: dict[str, Any],
-    decoding: Decoding,
+    names: Sequence[str], decode: Decode, prepared: Path, record: dict[str, Any], size: int
 ) -> dict[str, Any]:
     """Write chunk after chunk to the file, not through a map of it: there, a full disk would kill the process."""
-    started, count, size = len(record["chunks"]), -(-len(names) // CHUNK), decoding.size
+    started, count = len(record["chunks"]), -(-len(names) // CHUNK)
     if started == count:
         return record
     with (
@@ -320,7 +313,7 @@ def _decode_rest(
         for index in range(started, count):
             rows = range(index * CHUNK, min((index + 1) * CHUNK, len(names)))
             chunk = np.zeros((len(rows), size, size, 3), np.uint8)
-            for row, decoded in zip(rows, pool.map(lambda row: _decode_row(encoded, row, decoding), rows), strict=True):
+            for row, decoded in zip(rows, pool.map(decode, rows), strict=True):
                 if isinstance(decoded, str):
                     record["bad"][names[row]] = decoded
                 else:
@@ -378,7 +371,7 @@ def _open_prepared(
 
 
 def _decode_row(
-    encoded: Callable[[int], Path | bytes], row: int, decoding: Decoding
+    encoded: Callable[[int], Path | bytes], decoding: Decoding, row: int
 ) -> UInt8[np.ndarray, "size size 3"] | str:
     try:
         return _decode(encoded(row), decoding)

@@ -1,4 +1,4 @@
-"""Tables of attributes in the forms in which people have them, each told by its content."""
+"""Tables of attributes in the forms in which people have them, each recognised by its content."""
 
 import csv
 import math
@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Int8
 
 from latentlab.errors import UserError
+from latentlab.storage.image_files import SUFFIXES
 
 TABLES = ("list_attr_celeba.txt", "list_attr_celeba.csv", "CelebAMask-HQ-attribute-anno.txt", "lfw_attributes.txt")
 OWN_TABLES = ("attributes.csv", "attributes.txt", "attributes.tsv")
 PRESENT = {"1": 1, "+1": 1, "-1": -1, "0": 0, "1.0": 1, "-1.0": -1, "0.0": 0, "true": 1, "false": 0}
-PICTURE = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class Table(NamedTuple):
@@ -86,7 +86,7 @@ def _parse_separated(lines: Sequence[str], name: str, separator: str) -> tuple[t
         raise UserError(f"{name}: is no table with {separator!r} between values ({error})") from error
     header, body = rows[0][1], rows[1:]
     first = body[0][1] if body else []
-    column = next((at for at, word in enumerate(first[:2]) if word.strip().lower().endswith(PICTURE)), None)
+    column = next((at for at, word in enumerate(first[:2]) if word.strip().lower().endswith(SUFFIXES)), None)
     if column is None:
         raise UserError(
             f"{name}: line 1 begins with {lines[0][:20]!r}, expected image_id,NAME,… and names of pictures below"

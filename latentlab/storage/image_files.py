@@ -2,10 +2,9 @@
 
 import os
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 
 from latentlab.errors import UserError, first_line
@@ -22,11 +21,13 @@ class StoredFile:
         place: Its path, or that of the zip.
         member: Its name in the zip, "" outside of one.
         size: Bytes.
+        archive: The open zip; None outside of one.
     """
 
     place: Path
     member: str
     size: int
+    archive: zipfile.ZipFile | None = None
 
     @property
     def name(self) -> str:
@@ -44,11 +45,11 @@ class StoredFile:
         Raises:
             OSError, ValueError: It cannot be read, or is larger than it says.
         """
-        if not self.member:
+        if self.archive is None:
             return self.place.read_bytes()
         limits.check_bytes(self.size)
         try:
-            return _open_zip(self.place).read(self.member)
+            return self.archive.read(self.member)
         except Exception as error:  # zipfile and zlib raise many types for damaged files
             raise ValueError(f"{self.member} cannot be unpacked ({first_line(error)})") from error
 
@@ -120,6 +121,10 @@ def match_pictures(
         if len(found) > 1:
             raise UserError(f"{root}: {name} is there {len(found)} times, as {found[0]} and {found[1]}; expected once")
         matched.append(found[0] if found else None)
+    for file, times in Counter(file for file in matched if file).items():
+        if times > 1:
+            name = ids[matched.index(file)]
+            raise UserError(f"{root}: {file} is the picture of {times} rows, first {name}; expected one for each")
     folders = {file.folder for file in matched if file}
     known = {file for file in matched if file}
     unlisted = sorted(file.name for file in pictures if file not in known and (file.folder in folders or not folders))
@@ -156,12 +161,8 @@ def _list_folder(folder: Path, seen: set[str], open_zips: bool) -> Iterator[Stor
 
 
 def _list_zip(path: Path) -> Iterator[StoredFile]:
-    for info in _open_zip(path).infolist():
+    archive = zipfile.ZipFile(path)
+    for info in archive.infolist():
         parts = PurePosixPath(info.filename).parts
         if not info.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in parts):
-            yield StoredFile(path, info.filename, info.file_size)
-
-
-@cache
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
+            yield StoredFile(path, info.filename, info.file_size, archive)

@@ -168,10 +168,15 @@ def finite_or_null(value: Any) -> Any:
     return value
 
 
+def _has_null(value: Any) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return value is None or any(map(_has_null, parts))
+
+
 def note_nulls(measures: Mapping[str, Any]) -> dict[str, Any]:
     """Return measures for `results.json`, NaN and infinity as null, and with a note where there are any."""
     found: dict[str, Any] = finite_or_null(measures)
-    if "null" in json.dumps(found):
+    if _has_null(found):
         found["notes"] = ["null stands for a number that these data do not give, such as an error of a single image"]
     return found
 

@@ -235,9 +235,8 @@ def _zip() -> list[bytes]:
 
 
 def _read_zip(path: Path) -> object:
-    image_files._open_zip.cache_clear()
     files = image_files.list_files(path)
-    read = [celeba._decode_row(lambda row: files[row].read(), row, celeba.DEFAULT) for row in range(len(files))]
+    read = [celeba._decode_row(lambda row: files[row].read(), celeba.DEFAULT, row) for row in range(len(files))]
     faults = [reason for reason in read if isinstance(reason, str) and "mode" not in reason]
     if faults:
         raise UserError(faults[0])

@@ -372,6 +372,18 @@ def test_a_folder_of_own_pictures_has_a_table_of_any_name_for_its_images(tmp_pat
         open_folder(tmp_path / "empty", tmp_path / "cache", names=OWN_TABLES)
 
 
+def test_folders_with_equal_names_and_sizes_are_not_mixed_up(tmp_path: Path) -> None:
+    for place, index in (("one", 0), ("other", 5)):
+        (tmp_path / place).mkdir()
+        Image.fromarray(picture(index)).save(tmp_path / place / "frame.bmp")
+        (tmp_path / place / "attributes.csv").write_text("file,Happy\nframe.bmp,1\n")
+    one, other = (open_folder(tmp_path / place, tmp_path / "cache", names=OWN_TABLES) for place in ("one", "other"))
+    assert np.abs(one[0].astype(int) - other[0]).max() > 10
+    (tmp_path / "one" / "attributes.csv").write_text("file,Happy\nframe.bmp,1\nframe.jpg,0\n")
+    with pytest.raises(UserError, match=r"frame.bmp is the picture of 2 rows, first frame.bmp; expected one for each"):
+        open_folder(tmp_path / "one", tmp_path / "cache", names=OWN_TABLES)
+
+
 def test_missing_and_unlisted_images_are_skipped_if_asked(folder: Path) -> None:
     (folder / "img_align_celeba" / IDS[3]).unlink()
     Image.fromarray(picture(0)).save(folder / "img_align_celeba" / "x.jpg")

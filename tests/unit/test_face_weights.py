@@ -178,3 +178,12 @@ class Linear(nn.Module):
     def __call__(self, images: Any, *, train: bool) -> Any:
         hidden = nn.Dense(2 * self.latent_dim)(images.reshape(len(images), -1))
         return hidden[:, : self.latent_dim], hidden[:, self.latent_dim :]
+
+
+@pytest.mark.parametrize("names", [("z_mean", "z_log_var"), ("fc_mu", "fc_logvar"), ("location", "sigma")])
+def test_heads_are_told_apart_by_the_name_of_the_variance(names: tuple[str, str]) -> None:
+    """Whatever order a file has them in."""
+    kernels = {f"encoder/{name}/kernel": np.full((4, 2), value, np.float32) for value, name in enumerate(names)}
+    arrays = {**dict(reversed(kernels.items())), "decoder/conv2d_transpose/kernel": np.zeros((3, 3, 3, 4))}
+    found, assumed = weights._in_our_names(arrays)
+    assert assumed == "" and found["encoder/mu/kernel"][0, 0] == 0 and found["encoder/log_var/kernel"][0, 0] == 1

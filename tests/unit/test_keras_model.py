@@ -348,6 +348,20 @@ def test_operands_keep_their_order(order: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, of_keras(model, pictures), rtol=1e-4, atol=1e-6)
 
 
+def test_a_softmax_that_is_not_the_last_step_is_refused(tmp_path: Path) -> None:
+    images = keras.Input((SIZE, SIZE, 3))
+    pooled = layers.GlobalAveragePooling2D()(images)
+    two = [layers.Dense(3, activation="softmax")(pooled) for _ in range(2)]
+    mapped = layers.GlobalAveragePooling2D()(layers.Conv2D(3, 1, activation="softmax")(images))
+    rescaled = layers.Rescaling(0.5)(layers.Softmax()(layers.Dense(3)(pooled)))
+    for end_of_model in (layers.Average()(two), mapped, rescaled):
+        keras.Model(images, end_of_model).save(tmp_path / "inner.keras")
+        assert "has a softmax that is not its last step" in refused(tmp_path / "inner.keras")
+    shared = layers.Dense(3, activation="softmax")
+    keras.Model(images, shared(shared(pooled))).save(tmp_path / "shared.keras")
+    assert "its last layer, is called more than once" in refused(tmp_path / "shared.keras")
+
+
 def test_a_list_of_numbers_is_one_for_each_channel() -> None:
     """As tf-keras keeps `images - [103.9, 116.8, 123.7]`."""
     node = [["input_1", 0, 0, {"y": [1.0, 2.0, 3.0], "name": None}]]
