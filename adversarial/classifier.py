@@ -188,14 +188,25 @@ def open_file(config: AdversarialConfig, model_range: PixelRange) -> tuple[Class
     if loaded is None:
         return open_mobilenet_v2(config, model_range)
     network, variables, size = loaded
-    if config.range == "auto" and network.rescales():
-        model_range = RANGES["zero-255"]
-    elif config.range == "auto" and not network.is_mobilenet_v2():
-        raise UserError(
-            f"{path}: is no MobileNetV2 and has no layer that rescales its images, so the file does not say what it is "
-            f"fed; expected --range {' or '.join(RANGES)}"
-        )
-    return Classifier(network, variables, model_range, _classes(config, network.classes)), size
+    assumed = []
+    if config.range == "auto":
+        try:
+            rescales = network.rescales(variables, size)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        if rescales:
+            model_range = RANGES["zero-255"]
+        elif network.is_mobilenet_v2():
+            assumed = [f"a MobileNetV2 that is fed {model_range}"]
+        else:
+            raise UserError(
+                f"{path}: is no MobileNetV2 and has no layer that rescales its images, so the file does not say what "
+                f"it is fed; expected --range {' or '.join(RANGES)}"
+            )
+    if precision := network.other_precision():
+        assumed.append(f"computed in float32 where Keras has {precision}")
+    classes = _classes(config, network.classes)
+    return Classifier(network, variables, model_range, classes, ", and ".join(assumed)), size
 
 
 CLASSIFIERS: dict[str, OpenClassifier] = dict.fromkeys(PUBLISHED, open_mobilenet_v2)

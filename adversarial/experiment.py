@@ -78,7 +78,7 @@ def run(
         f"{epsilon}"
     )
     if classifier.assumed:
-        log(f"adversarial: {config.weights} holds weights alone, so it is taken for {classifier.assumed}")
+        log(f"adversarial: {config.weights} does not tell all; what is assumed: {classifier.assumed}")
     results: AdversarialResults
     if config.report == "photo":
         results = attack_photo(config, classifier, attack, _read_photo(config, photo, size, log), log)

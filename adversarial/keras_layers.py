@@ -55,6 +55,10 @@ class Settings:
         self._left = {}
 
 
+class BeforeWeights(Exception):
+    """Carries what the first layer that weighs its input is fed."""
+
+
 @dataclass
 class Store:
     """Variables of all layers.
@@ -63,11 +67,13 @@ class Store:
         arrays: Variables by layer and name, `conv2d/kernel`.
         used: Names of those that were asked for, noted as it happens.
         problems: What is missing or misshapen, noted as it is asked for; zeros stand for it, so that all is found.
+        stop_before_weights: Raise `BeforeWeights` at the first layer that weighs its input.
     """
 
     arrays: Mapping[str, Any]
     used: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    stop_before_weights: bool = False
 
 
 @dataclass
@@ -107,8 +113,11 @@ def _plain(value: Any) -> Any:
 
 
 def activation_name(activation: Any) -> str:
-    """Return the name of an activation; Keras 3 may wrap it."""
+    """Return the name of an activation, which Keras 3 may wrap, with its module if that is not Keras's."""
     found = activation.get("config") if isinstance(activation, dict) else activation
+    module = str(activation.get("module") or "keras") if isinstance(activation, dict) else "keras"
+    if module.partition(".")[0] not in ("keras", "tf_keras", "builtins"):
+        return f"{found} of {module}"
     return found if isinstance(found, str) else "linear" if found is None else str(activation)
 
 

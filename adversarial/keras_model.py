@@ -4,7 +4,6 @@ A configuration is data, and nothing of it is run: its layers name functions in 
 not modelled there is refused by its name.
 """
 
-import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,17 @@ from jax import Array
 from jaxtyping import Float
 
 from adversarial.config import DEFAULT_SIZE
-from adversarial.keras_layers import LAYERS, NOISE, TRAINING_ALONE, Settings, Store, Weights, activation_name
+from adversarial.keras_layers import (
+    LAYERS,
+    NOISE,
+    TRAINING_ALONE,
+    BeforeWeights,
+    Settings,
+    Store,
+    Weights,
+    activation_name,
+)
+from adversarial.pixels import RANGES
 from adversarial.weights import in_layers
 from latentlab.arrays import AnyArray
 from latentlab.errors import UserError, first_line
@@ -33,7 +42,9 @@ Key = tuple[str, int, int]
 """Of a tensor: layer, which of its calls, which of its outputs."""
 
 MODELS = ("Functional", "Sequential", "Model")
-RESCALING = ("Rescaling", "Normalization", "TrueDivide", "TFOpLambda")
+RESCALING = ("Rescaling", "Normalization", "TrueDivide", "Multiply", "Subtract", "Add", "TFOpLambda")
+FED = 8.0
+"""Largest value that a first layer with weights is fed by models that normalize pixels in any usual way."""
 WEIGHTED = ("Conv2D", "DepthwiseConv2D", "Dense", "BatchNormalization")
 SHAPING = (*TRAINING_ALONE, "Flatten", "Reshape", "Activation")
 
@@ -57,10 +68,34 @@ class KerasModel:
         logits = _evaluate_model(json.loads(self.config), Store(variables), jnp.asarray(images))
         return jnp.concatenate([jnp.zeros_like(logits), logits], axis=1) if self.is_binary else logits
 
-    def rescales(self) -> bool:
-        """Return whether layers before the first with weights rescale the images, so that it takes pixels 0…255."""
-        kinds = (layer["class_name"] for layer in _all_layers(json.loads(self.config)))
-        return any(kind in RESCALING for kind in itertools.takewhile(lambda kind: kind not in WEIGHTED, kinds))
+    def rescales(self, variables: Variables, size: int) -> bool:
+        """Return whether layers before the first with weights rescale the images, so that it takes pixels 0…255.
+
+        Raises:
+            UserError: They do, but pixels 0…255 come out far from -1 to 1, so they are for another range.
+        """
+        store = Store(variables, stop_before_weights=True)
+        fed = []
+        for level in (0.0, 255.0):
+            try:
+                _evaluate_model(json.loads(self.config), store, jnp.full((1, size, size, 3), level))
+            except BeforeWeights as reached:
+                (hidden,) = reached.args  # its middle, for edges may be padded
+                fed.append(hidden[0, hidden.shape[1] // 2, hidden.shape[2] // 2] if hidden.ndim == 4 else hidden[0])
+        if all(bool(jnp.all(values == level)) for values, level in zip(fed, (0, 255), strict=False)):
+            return False
+        low, high = float(jnp.min(jnp.asarray(fed))), float(jnp.max(jnp.asarray(fed)))
+        if max(-low, high) > FED:
+            raise UserError(
+                f"rescales its images, but makes {low:.4g} to {high:.4g} of pixels 0…255, so it is for others; "
+                f"expected --range {' or '.join(RANGES)}"
+            )
+        return True
+
+    def other_precision(self) -> str:
+        """Return what its layers compute in where it is not float32, "mixed_float16", "" if it is."""
+        kinds = {_dtype(layer) for layer in _all_layers(json.loads(self.config)) if layer["class_name"] in WEIGHTED}
+        return " and ".join(sorted(kinds - {"float32"}))
 
     def is_mobilenet_v2(self) -> bool:
         """Return whether there is a MobileNetV2 of Keras's in the model, by the names of its layers."""
@@ -137,6 +172,12 @@ def _all_layers(model: Configuration) -> Iterator[Configuration]:
     """Yield all layers, also those of models within the model."""
     for layer in _layers(model):
         yield from _all_layers(layer) if layer["class_name"] in MODELS else [layer]
+
+
+def _dtype(layer: Configuration) -> str:
+    """Return the type or policy of a layer by its name."""
+    dtype = layer["config"].get("dtype") or "float32"
+    return str(dtype["config"].get("name") if isinstance(dtype, dict) else dtype)
 
 
 def _has_softmax(layer: Configuration) -> bool:
@@ -249,6 +290,8 @@ def _evaluate_layer(layer: Configuration, store: Store, keywords: Mapping[str, A
         raise UserError(f"{kind} {name}: there is no such layer here, expected one of {', '.join(sorted(LAYERS))}")
     settings, weights = Settings(layer["config"]), Weights(name, store)
     settings.take("data_format", "channels_last")
+    if store.stop_before_weights and kind in WEIGHTED:
+        raise BeforeWeights(inputs[0])
     try:
         output = function(settings, weights, *inputs)
     except UserError as error:
@@ -287,7 +330,11 @@ def _arguments(node: Any) -> tuple[list[Any], dict[str, Any]]:
     keywords: dict[str, Any] = {}
 
     def add(value: Any) -> None:
-        if isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
+        if isinstance(value, list) and value and value[0] == "_CONSTANT_VALUE":  # of tf-keras, before a tensor
+            arguments.append(value[2])
+            for part in value[3:]:
+                keywords.update(part)
+        elif isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
             name, call, output = value["config"]["keras_history"]
             arguments.append((name, call, output))
         elif isinstance(value, list) and value and isinstance(value[0], str):  # as Keras 2 had it

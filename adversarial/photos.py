@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from adversarial.pixels import GREY_LEVELS
 from latentlab import decoding
 from latentlab.config import Decoder
+from latentlab.decoding import make_upright_rgb
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
 from latentlab.storage.image_files import list_files
@@ -26,11 +27,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 WORDNET = re.compile(r"(?<![a-zA-Z0-9])n\d{8}(?!\d)")
 SHORTEST_SIDE = 32  # pixels
-TURNED = range(2, 9)  # EXIF orientations other than upright
-SIXTEEN_BITS = 2**16 - 1
 THREADS = 8
-KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "palette", "PA": "palette"}
-"""Pillow's modes, by what a person calls them; others are called as Pillow does."""
 
 
 class Photo(NamedTuple):
@@ -114,6 +111,11 @@ def label_of(path: Path, root: Path, classes: Sequence[tuple[str, str]], by_numb
     expected = (
         "expected a folder called by a class's name, WordNet id or index, a WordNet id in the name, or --labels numbers"
     )
+    if folder.isdecimal() and len(classes) > 10 and all(name.startswith("class_") for _, name in classes):
+        raise UserError(
+            f"{path}: its folder is called by a number, and the network's classes have no names; Keras and torchvision "
+            "count classes in the order of text, 0, 1, 10, 11, 2; expected --names with a name for each class"
+        )
     return _check_index(path, folder, classes, f"{where}; {expected}")
 
 
@@ -145,7 +147,7 @@ def read(path: Path, size: int, decoder: Decoder = "pillow") -> Photo:
         try:
             image = Image.open(file, formats=formats)
             _check_sides(path, image)
-            rgb, notes = _read_as_tensorflow(path, image) if decoder == "tensorflow" else _upright_rgb(image)
+            rgb, notes = _read_as_tensorflow(path, image) if decoder == "tensorflow" else make_upright_rgb(image)
         except UserError:
             raise
         except Image.UnidentifiedImageError as error:
@@ -209,49 +211,16 @@ def _check_sides(path: Path, image: Image.Image) -> None:
         raise UserError(f"{path}: {error}") from error
 
 
-def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    notes = []
-    # Of 16-bit RGB, which Pillow decodes as 8-bit, only the tiles tell, and only until EXIF is asked for.
-    if image.mode.startswith("I") or ";16" in str(getattr(image, "tile", "")):
-        notes.append("16-bit, reduced to 8")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        notes.append(f"the first of {frames} frames")
-    if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
-        notes.append("turned upright, as its EXIF says")
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        image = _eight_bits(image)
-    kind = KINDS.get(image.mode, image.mode)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (GREY_LEVELS, GREY_LEVELS):
-            notes.append("transparent, laid on white")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if kind not in ("RGB", "RGBA"):
-        notes.append(f"{kind}, made RGB")
-    return image.convert("RGB"), notes
-
-
 def _read_as_tensorflow(path: Path, image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], list[str]]:
     notes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         notes.append(f"the first of {frames} frames")
-    if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
+    if image.getexif().get(ExifTags.Base.Orientation) in decoding.TURNED:
         notes.append("not turned upright, as TensorFlow has it")
     if image.has_transparency_data:
         notes.append("transparency dropped, as TensorFlow has it")
     return decoding.decode_as_tensorflow(path.read_bytes()), notes
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    levels = np.asarray(image)
-    if image.mode == "F":
-        raise ValueError("pixels are floats, expected 8 or 16 bits")
-    if levels.min() < 0 or levels.max() > SIXTEEN_BITS:
-        raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, expected 0 to {SIXTEEN_BITS}")
-    return Image.fromarray(np.rint(levels * (GREY_LEVELS / SIXTEEN_BITS)).astype(np.uint8))
 
 
 def resize(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Float32[np.ndarray, "size size 3"]:

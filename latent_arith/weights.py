@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,16 +28,33 @@ from jax import Array
 from latent_arith.model import IMAGE_SHAPE, FaceVae
 from latentlab.errors import UserError
 from latentlab.model import LatentVariableModel, Variables, select_network_variables
-from latentlab.storage import keras_weights
+from latentlab.storage import hdf5, keras_weights
 from latentlab.storage.checkpoints import Checkpoints, digest
 from latentlab.storage.run_directory import read_json, read_npz, write_npz
 from latentlab.training.optimizer import adam
 from latentlab.training.state import TrainState, init_state
+from vae.model import SLOPE
 
 WEIGHTS = "weights.npz"
 CHECKPOINTS = Path("checkpoints", "face_vae")
 HEADS = ("mu", "log_var")
 VARIANCE = re.compile(r"var|sigma|std", re.I)
+CONVOLUTION = {"strides": (2,), "padding": ("same",), "dilation_rate": (1,), "groups": (1,), "activation": ("linear",)}
+SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "Conv2D": CONVOLUTION,
+    "Conv2DTranspose": CONVOLUTION | {"activation": ("linear", "sigmoid")},
+    "Dense": {"activation": ("linear",)},
+    "BatchNormalization": {"epsilon": (1e-3,), "axis": (-1, 3)},
+    "LeakyReLU": {"alpha": (SLOPE,), "negative_slope": (SLOPE,)},
+    "Activation": {"activation": ("linear", "sigmoid")},
+}
+"""What settings of Keras's layers may be in a face VAE."""
+OTHER_LAYERS = {
+    "ReLU", "PReLU", "ELU", "ThresholdedReLU", "Softmax", "UpSampling2D", "MaxPooling2D", "AveragePooling2D",
+    "GlobalAveragePooling2D", "GlobalMaxPooling2D", "Rescaling", "Normalization", "Resizing", "LayerNormalization",
+    "GroupNormalization", "DepthwiseConv2D", "SeparableConv2D", "ZeroPadding2D", "Cropping2D",
+}  # fmt: skip
+"""Layers of Keras's that would change the numbers."""
 TRANSPOSED = re.compile(r"conv_t_?\d|transpose")
 
 
@@ -212,10 +230,40 @@ def _find(path: Path) -> Path:
 def _read(path: Path, md5: str) -> tuple[dict[str, np.ndarray], str]:
     """Return arrays under our names, and what was assumed of foreign ones."""
     if path.suffix != ".npz" or md5:
-        return _in_our_names(keras_weights.read(path, md5 or None))
+        arrays = keras_weights.read(path, md5 or None)
+        _check_layers(path, hdf5.configuration(path) if path.is_file() else None)
+        return _in_our_names(arrays)
     arrays = read_npz(path)
     keras_weights.check_finite(path, arrays)
     return arrays, ""
+
+
+def _check_layers(path: Path, config: Any) -> None:
+    """Check that layers that have no weights, and settings of those that have, are the face VAE's.
+
+    Args:
+        path: Of the file, for messages.
+        config: The configuration of a model or anything within one; nothing of it is known where weights are alone.
+
+    Raises:
+        UserError: One is not, so that the numbers would not be Keras's.
+    """
+    if not isinstance(config, dict):
+        for part in config if isinstance(config, list) else ():
+            _check_layers(path, part)
+        return
+    settings, kind = config.get("config"), config.get("class_name")
+    if isinstance(settings, dict) and kind in {*SETTINGS, *OTHER_LAYERS}:
+        name = f"{path}: {kind} {settings.get('name', '')}"
+        if kind in OTHER_LAYERS:
+            raise UserError(f"{name}: the face VAE has no such layer, expected {', '.join(SETTINGS)}")
+        for setting, expected in SETTINGS[kind].items():
+            found = settings.get(setting)
+            found = found[0] if isinstance(found, list) and len({*map(str, found)}) == 1 else found
+            if found is not None and found not in expected:
+                raise UserError(f"{name} has {setting} {found}, expected {' or '.join(map(str, expected))}")
+    for part in config.values():
+        _check_layers(path, part)
 
 
 def _filters(arrays: Mapping[str, np.ndarray], name: str, axis: int) -> tuple[int, ...]:

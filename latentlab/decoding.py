@@ -8,10 +8,14 @@ import io
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
 BYTE = 8
+GREY_LEVELS, SIXTEEN_BITS = 2**8 - 1, 2**16 - 1
+TURNED = range(2, 9)  # EXIF orientations other than upright
+KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "palette", "PA": "palette"}
+"""Pillow's modes, by what a person calls them; others are called as Pillow does."""
 
 
 def decode_as_tensorflow(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -46,3 +50,43 @@ def _decode_jpeg(content: bytes, image: Image.Image) -> UInt8[np.ndarray, "h w 3
     inks = simplejpeg.decode_jpeg(content, "CMYK", fastdct=True, fastupsample=False).astype(np.int32)
     inks = inks if "adobe" in image.info else 255 - inks
     return (inks[..., :3] * inks[..., 3:] // 255).astype(np.uint8)
+
+
+def make_upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Return a picture as a person sees it, in 8-bit RGB, and what had to be done for it.
+
+    It is turned upright as its EXIF says, laid on white where it is transparent, and of several frames the first.
+
+    Raises:
+        ValueError: Its pixels are floats, or outside 16 bits.
+    """
+    notes = []
+    # Of 16-bit RGB, which Pillow decodes as 8-bit, only the tiles tell, and only until EXIF is asked for.
+    if image.mode.startswith("I") or ";16" in str(getattr(image, "tile", "")):
+        notes.append("16-bit, reduced to 8")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"the first of {frames} frames")
+    if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
+        notes.append("turned upright, as its EXIF says")
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        image = _eight_bits(image)
+    kind = KINDS.get(image.mode, image.mode)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (GREY_LEVELS, GREY_LEVELS):
+            notes.append("transparent, laid on white")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if kind not in ("RGB", "RGBA"):
+        notes.append(f"{kind}, made RGB")
+    return image.convert("RGB"), notes
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image)
+    if image.mode == "F":
+        raise ValueError("pixels are floats, expected 8 or 16 bits")
+    if levels.min() < 0 or levels.max() > SIXTEEN_BITS:
+        raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, expected 0 to {SIXTEEN_BITS}")
+    return Image.fromarray(np.rint(levels * (GREY_LEVELS / SIXTEEN_BITS)).astype(np.uint8))

@@ -7,18 +7,23 @@ import math
 import re
 import zlib
 from collections.abc import Iterator
+from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from latentlab.errors import UserError, first_line
 from latentlab.storage import limits
 
+if TYPE_CHECKING:
+    from latentlab.storage.image_files import StoredFile
+
 SIDE = 28
 READ_BLOCK = 1 << 20  # bytes
 GZIP = b"\x1f\x8b"
-IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+UNSIGNED_BYTE = 8
+IDX_TYPES = {UNSIGNED_BYTE: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 IDX_NAME = re.compile(
     r"(?P<set>.*?)(?P<part>train|t10k|test)[-_](?P<kind>images|labels)[-_.]idx\d[-_](ubyte|int)(\.gz)?", re.I
 )
@@ -41,6 +46,10 @@ ARRAYS = (
 )
 """Names in a NumPy archive: those of Keras, and those of MedMNIST."""
 ARCHIVES = re.compile(r"(.*?)-?(train|test)-(imgs|labels)\.npz")
+PART_FOLDERS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "validation", "valid": "validation", "validation": "validation",
+}  # fmt: skip
 TEST_SHARE = 5
 SPLIT_SEED = 20150101
 
@@ -135,7 +144,8 @@ def read_idx(path: Path, *ndims: int) -> np.ndarray:
         raise UserError(f"{path}: corrupt gzip file ({error}); expected one that passes `gzip -t`") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    is_magic = start[:2] == b"\0\0" and start[2:3] in map(_byte, IDX_TYPES) and start[3:4] in map(_byte, ndims)
+    types = [UNSIGNED_BYTE] if 3 in ndims else IDX_TYPES
+    is_magic = start[:2] == b"\0\0" and start[2:3] in map(_byte, types) and start[3:4] in map(_byte, ndims)
     if len(start) == 4 and not is_magic:
         raise UserError(f"{path}: magic number 0x{start.hex()}, expected 0x{expected_magic:08x}")
     if not whole:
@@ -160,12 +170,15 @@ def read_npz_file(argument: str) -> Parts:
     """
     path = Path(argument).expanduser()
     if path.is_dir():
-        found = {ARCHIVES.fullmatch(file.name): file for file in sorted(path.glob("*.npz"))}
-        files = {(match[2], match[3]): file for match, file in found.items() if match}
-        if len(files) != 4:
+        sets: dict[str, dict[tuple[str, str], Path]] = {}
+        for file in sorted(path.glob("*.npz")):
+            if match := ARCHIVES.fullmatch(file.name):
+                sets.setdefault(match[1], {})[match[2], match[3]] = file
+        if len(sets) != 1 or len(files := next(iter(sets.values()))) != 4:
+            found = ", ".join(f"{len(files)} of {name}" for name, files in sets.items())
             raise UserError(
-                f"npz: {path} has {len(files)} of its kind, expected NAME-train-imgs.npz, NAME-train-labels.npz, and "
-                "the same of test"
+                f"npz: {path} has {found or 'none'} of its kind, expected NAME-train-imgs.npz, NAME-train-labels.npz, "
+                "and the same of test, all of one name"
             )
         arrays = {name: _first_array(file) for name, file in files.items()}
         parts = [(arrays[part, "imgs"], arrays[part, "labels"]) for part in ("train", "test")]
@@ -191,8 +204,10 @@ def read_npz_file(argument: str) -> Parts:
 def read_picture_folder(argument: str) -> Parts:
     """Read own pictures as grey ones of 28×28 pixels: `train/CLASS/…` and `test/CLASS/…`, `CLASS/…`, or no classes.
 
-    Without a folder `test`, a fifth of every class is held out, always the same. Classes are the names of the folders,
-    in order.
+    Zips count as folders, and folders around all the others for nothing. `training`, `testing`, `val` and the like are
+    parts too; what is for validation is held out where there is no `test`, and else not read. Without such folders a
+    fifth of every class is held out, always the same. Classes are the names of the folders, in the order of text, as
+    torchvision's `ImageFolder` has them.
 
     Raises:
         UserError: There are too few pictures, or one cannot be read.
@@ -201,8 +216,15 @@ def read_picture_folder(argument: str) -> Parts:
 
     root = Path(argument).expanduser()
     pictures = [file for file in list_files(root) if file.name.lower().endswith(SUFFIXES)]
-    below = [file.member.split("/") if file.member else list(file.place.relative_to(root).parts) for file in pictures]
-    is_split = bool(below) and all(parts[0].lower() in ("train", "test") for parts in below)
+    below = [_folders_of(file, root) for file in pictures]
+    while below and len({parts[0] for parts in below}) == 1 and all(len(parts) > 2 for parts in below):
+        below = [parts[1:] for parts in below]
+    part_of = [PART_FOLDERS.get(parts[0].lower(), "") if len(parts) > 1 else "" for parts in below]
+    is_split = bool(below) and all(part_of)
+    if is_split and "test" in part_of:
+        is_read = [part != "validation" for part in part_of]
+        pictures, below = list(compress(pictures, is_read)), list(compress(below, is_read))
+        part_of = list(compress(part_of, is_read))
     named = [parts[is_split : len(parts) - 1] for parts in below]
     classes = tuple(sorted({parts[0] for parts in named if parts}))
     if classes and not all(named):
@@ -211,7 +233,7 @@ def read_picture_folder(argument: str) -> Parts:
     labels = np.asarray([classes.index(parts[0]) if parts else 0 for parts in named], np.int32)
     is_test = np.zeros(len(labels), bool)
     if is_split:
-        is_test[:] = [parts[0].lower() == "test" for parts in below]
+        is_test[:] = [part != "train" for part in part_of]
     else:
         order = np.random.PCG64(SPLIT_SEED).random_raw(len(labels))
         for label in np.unique(labels):
@@ -224,13 +246,23 @@ def read_picture_folder(argument: str) -> Parts:
     return Parts(train, test, classes)
 
 
+def _folders_of(file: "StoredFile", root: Path) -> list[str]:
+    """Return the names on the way to a picture, that of its zip among them."""
+    outside = [] if file.place == root else list(file.place.relative_to(root).parts)
+    if not file.member:
+        return outside
+    return [*outside[:-1], *(Path(name).stem for name in outside[-1:]), *file.member.split("/")]
+
+
 def _read_grey(content: bytes, name: str) -> np.ndarray:
     from PIL import Image
+
+    from latentlab.decoding import make_upright_rgb
 
     try:
         with Image.open(io.BytesIO(content)) as image:
             limits.check_pixels(*image.size)
-            grey = image.convert("L")
+            grey = make_upright_rgb(image)[0].convert("L")
             return np.asarray(grey if grey.size == (SIDE, SIDE) else grey.resize((SIDE, SIDE)))
     except Exception as error:  # Pillow raises many types for damaged files
         raise UserError(f"{name}: cannot be decoded ({first_line(error)})") from error

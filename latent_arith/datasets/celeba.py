@@ -145,7 +145,7 @@ def open_folder(
     Args:
         root: Folder or zip with the images and the table.
         cache: Folder for all prepared data sets; this one's is named by the folder, the content of the table, the
-            sizes of the images, and how they are decoded.
+            sizes and versions of the images, and how they are decoded.
         skip_bad: Leave out images that are missing, not in the table, or cannot be read as RGB, instead of stopping.
         decoding: How pixels are made.
         names: Names that the table may have. Own pictures may have none, and then no attributes.
@@ -168,7 +168,10 @@ def open_folder(
             raise OSError("the image is missing")
         return file.read() if file.member else file.place
 
-    pixels_from = [(name, file.size if file else -1) for name, file in zip(table.ids, matched, strict=True)]
+    pixels_from = [
+        (name, file.size if file else -1, file.version if file else 0)
+        for name, file in zip(table.ids, matched, strict=True)
+    ]
     content = f"{root.resolve()}\n".encode() + table.values.tobytes()  # of two folders sizes and names may be equal
     digest = _fingerprint(content, table.names, pixels_from)
     prepared = cache / f"celeba-{digest[:16]}{decoding.suffix}"
@@ -203,9 +206,9 @@ def open_tfds(argument: str, cache: Path, skip_bad: bool = False, decoding: Deco
     records = read_records(builder, joined)
 
     files = sorted(path.iterdir())
-    times = [file.stat().st_mtime_ns for file in files]  # for sizes say little: array_record fills up 64 KiB
-    sizes = [(file.name, file.stat().st_size) for file in files]
-    digest = _fingerprint(f"{builder.info.full_name} {times}".encode(), names, sizes)
+    stats = [(file.name, file.stat()) for file in files]
+    versions = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    digest = _fingerprint(builder.info.full_name.encode(), names, versions)
     prepared = cache / f"celeba-{digest[:16]}{decoding.suffix}"
     if not (prepared / TABLE).exists():
         values = np.empty((len(ids), len(names)), np.int8)
@@ -410,9 +413,10 @@ def _check_features(builder: Any) -> None:
         )
 
 
-def _fingerprint(content: bytes, names: Sequence[str], files: Sequence[tuple[str, int]]) -> str:
+def _fingerprint(content: bytes, names: Sequence[str], files: Sequence[tuple[str, int, int]]) -> str:
+    """Return what tells data sets apart; sizes alone say little, for pictures of BMP all have one."""
     digest = hashlib.sha256(content)
     digest.update("\n".join(names).encode())
-    for name, size in files:
-        digest.update(f"{name} {size}\n".encode())
+    for name, size, version in files:
+        digest.update(f"{name} {size} {version}\n".encode())
     return digest.hexdigest()

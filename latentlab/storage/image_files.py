@@ -21,12 +21,14 @@ class StoredFile:
         place: Its path, or that of the zip.
         member: Its name in the zip, "" outside of one.
         size: Bytes.
+        version: Its checksum in a zip, else when it was changed, in nanoseconds.
         archive: The open zip; None outside of one.
     """
 
     place: Path
     member: str
     size: int
+    version: int = 0
     archive: zipfile.ZipFile | None = None
 
     @property
@@ -157,7 +159,8 @@ def _list_folder(folder: Path, seen: set[str], open_zips: bool) -> Iterator[Stor
             elif open_zips and path.suffix.lower() == ".zip":
                 yield from _list_zip(path)
             elif entry.is_file():
-                yield StoredFile(path, "", entry.stat().st_size)
+                stat = entry.stat()
+                yield StoredFile(path, "", stat.st_size, stat.st_mtime_ns)
 
 
 def _list_zip(path: Path) -> Iterator[StoredFile]:
@@ -165,4 +168,4 @@ def _list_zip(path: Path) -> Iterator[StoredFile]:
     for info in archive.infolist():
         parts = PurePosixPath(info.filename).parts
         if not info.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in parts):
-            yield StoredFile(path, info.filename, info.file_size, archive)
+            yield StoredFile(path, info.filename, info.file_size, info.CRC, archive)

@@ -89,12 +89,14 @@ def read(path: Path, md5: str | None = None) -> dict[str, np.ndarray]:
 
 
 def check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Check that weights are numbers.
+    """Check that weights are finite floats.
 
     Raises:
-        UserError: One of them has NaN or infinity.
+        UserError: One of them is not.
     """
     for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(f"{path}: {name} is {array.dtype}, expected floats")
         if bad := int(np.count_nonzero(~np.isfinite(array))):
             raise UserError(f"{path}: {name} has {bad} entries that are NaN or infinite, expected finite weights")
 

@@ -409,6 +409,22 @@ def test_an_image_that_was_repaired_is_read_again(folder: Path, tmp_path: Path) 
     np.testing.assert_array_equal(repaired[:], whole[:])
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+def test_an_image_that_was_edited_is_read_again(zipped: bool, tmp_path: Path) -> None:
+    """A BMP, of the same size, in place: the cache has the old pixels, which were good."""
+    own, black = tmp_path / "own", np.zeros((218, 178, 3), np.uint8)
+    own.mkdir()
+    (own / "attributes.csv").write_text("id,Smiling\na.bmp,1\nb.bmp,0\n")
+    for name in "ab":
+        Image.fromarray(black).save(own / f"{name}.bmp")
+    for level in (0, 255):
+        Image.fromarray(black + np.uint8(level)).save(own / "a.bmp")
+        if zipped:
+            shutil.make_archive(str(tmp_path / "packed" / "own"), "zip", own)
+        faces = open_folder(tmp_path / "packed" if zipped else own, tmp_path / "cache", names=OWN_TABLES)
+        assert faces[0].max() == faces[0].min() == level and faces[1].max() == 0
+
+
 @pytest.mark.parametrize("resize", get_args(Resize))
 def test_images_are_resized_as_keras_does_and_kept_apart(resize: Resize, folder: Path) -> None:
     import keras

@@ -1,6 +1,7 @@
 """Weights of the face VAE from files: ours, and a checkpoint as TensorFlow 2's Keras writes it."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,50 @@ def test_heads_are_told_apart_by_the_name_of_the_variance(names: tuple[str, str]
     arrays = {**dict(reversed(kernels.items())), "decoder/conv2d_transpose/kernel": np.zeros((3, 3, 3, 4))}
     found, assumed = weights._in_our_names(arrays)
     assert assumed == "" and found["encoder/mu/kernel"][0, 0] == 0 and found["encoder/log_var/kernel"][0, 0] == 1
+
+
+def tiny_face_vae(
+    activate: Callable[[], keras.Layer] = keras.layers.LeakyReLU, epsilon: float = 1e-3, **convolution: Any
+) -> keras.Model:
+    """Encoder and decoder in one, of 32×32 pixels."""
+    layers = keras.layers
+    settings = {"kernel_size": 3, "strides": 2, "padding": "same"} | convolution
+    images = keras.Input((32, 32, 3))
+    hidden = layers.BatchNormalization(epsilon=epsilon)(layers.Conv2D(4, **settings)(images))
+    hidden = activate()(hidden)
+    flat = layers.Flatten()(hidden)
+    mean, _ = (layers.Dense(5, name=name)(flat) for name in ("mu", "log_var"))
+    hidden = layers.Reshape(hidden.shape[1:])(layers.Dense(flat.shape[1])(mean))
+    return keras.Model(images, layers.Conv2DTranspose(3, 3, 2, padding="same", activation="sigmoid")(hidden))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, on NumPy 2
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    {
+        "slope": ({"activate": lambda: keras.layers.LeakyReLU(negative_slope=0.2)}, r"(negative_slope|alpha) 0\.2"),
+        "layer": ({"activate": keras.layers.ReLU}, "ReLU .*: the face VAE has no such layer, expected Conv2D"),
+        "function": ({"activate": lambda: keras.layers.Activation("swish")}, "has activation (swish|silu), expected"),
+        "epsilon": ({"epsilon": 1e-5}, r"has epsilon 1e-05, expected 0\.001"),
+        "strides": ({"strides": 1}, "has strides 1, expected 2"),
+        "padding": ({"padding": "valid"}, "has padding valid, expected same"),
+        "activation": ({"activation": "relu"}, "has activation relu, expected linear"),
+    }.values(),
+)
+def test_settings_that_are_not_the_face_vaes_are_refused(
+    settings: dict[str, Any], words: str, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"model{suffix}"
+    tiny_face_vae().save(path)
+    weights._read(path, "")
+    tiny_face_vae(**settings).save(path)
+    with pytest.raises(UserError, match=words):
+        weights._read(path, "")
+
+
+def test_weights_that_are_no_floats_are_refused(variables: Variables, tmp_path: Path) -> None:
+    arrays = weights.named_arrays(MODEL, variables)
+    write_npz(tmp_path / "w.npz", arrays | {"note": np.asarray("mine")})
+    with pytest.raises(UserError, match="note is <U4, expected floats"):
+        weights.load(tmp_path / "w.npz", MODEL)

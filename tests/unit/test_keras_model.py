@@ -154,7 +154,7 @@ def test_every_layer_gives_the_numbers_of_keras(name: str, suffix: str, tmp_path
     network, variables, size = loaded
     assert size == SIZE
     images = np.random.default_rng(1).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
-    images = images if network.rescales() else images / 255
+    images = images if "scaled" in name or "normalized" in name else images / 255
     found, expected = jax.jit(network.apply)(variables, jnp.asarray(images)), of_keras(model, images)
     if np.allclose(expected.sum(axis=1), 1, atol=1e-5):
         assert not np.allclose(np.sum(found, axis=1), 1, atol=1e-2), "logits, not probabilities"
@@ -312,9 +312,102 @@ def test_a_network_that_does_not_rescale_needs_its_range(tmp_path: Path) -> None
         open_classifier(AdversarialConfig(weights=str(path)), RANGES["minus-one-one"])
     front(layers.Rescaling(1 / 255)).save(path)
     known, _ = open_classifier(AdversarialConfig(weights=str(path)), RANGES["minus-one-one"])
-    assert known.range == RANGES["zero-255"]
+    assert known.range == RANGES["zero-255"] and not known.assumed
     known, _ = open_classifier(AdversarialConfig(weights=str(path), range="zero-one"), RANGES["zero-one"])
     assert known.range == RANGES["zero-one"]
+
+
+def minus_one_one(images: Any) -> Any:
+    return images * (1 / 127.5) - 1
+
+
+@pytest.mark.parametrize(
+    ("stack", "rescales"),
+    {
+        "a layer": ([layers.Rescaling(1 / 255)], True),
+        "operations": ([minus_one_one], True),
+        "after others": ([layers.RandomFlip(), layers.ZeroPadding2D(), layers.Rescaling(1 / 127.5, offset=-1)], True),
+        "a model": (
+            [lambda images: keras.Sequential([keras.Input((SIZE, SIZE, 3)), layers.Rescaling(1 / 255)])(images)],
+            True,
+        ),
+        "ImageNet's statistics": ([layers.Normalization(mean=[123.7, 116.3, 103.5], variance=[3e3] * 3)], True),
+        "none": ([], False),
+        "padding": ([layers.ZeroPadding2D()], False),
+        "by one": ([layers.Rescaling(1.0)], False),
+        "of [0, 1]": ([layers.Rescaling(2.0, offset=-1.0)], None),
+        "statistics of [0, 1]": ([layers.Normalization(mean=0.5, variance=0.05)], None),
+        "mean alone": ([lambda images: images - 127.5], None),
+    }.values(),
+)
+def test_range_is_told_by_what_the_first_weights_are_fed(
+    stack: list[Any], rescales: bool | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.keras"
+    front(*stack).save(path)
+    config = AdversarialConfig(weights=str(path))
+    if rescales:
+        assert open_classifier(config, RANGES["minus-one-one"])[0].range == RANGES["zero-255"]
+        return
+    words = "no layer that rescales" if rescales is False else "rescales its images, but makes .* so it is for others"
+    with pytest.raises(UserError, match=words):
+        open_classifier(config, RANGES["minus-one-one"])
+    known, _ = open_classifier(AdversarialConfig(weights=str(path), range="zero-one"), RANGES["zero-one"])
+    assert known.range == RANGES["zero-one"] and not known.assumed
+
+
+def test_precision_that_is_not_computed_is_told(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((SIZE, SIZE, 3)), layers.Flatten(), layers.Dense(2, dtype="mixed_float16")])
+    model.save(tmp_path / "model.keras")
+    known, _ = open_classifier(
+        AdversarialConfig(weights=str(tmp_path / "model.keras"), range="zero-one"), RANGES["zero-one"]
+    )
+    assert known.assumed == "computed in float32 where Keras has mixed_float16"
+
+
+def test_activations_of_another_module_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.keras").touch()
+    config = json.loads(flat_end(layers.Activation("relu")).to_json())
+    activation = next(layer for layer in config["config"]["layers"] if layer["class_name"] == "Activation")
+    activation["config"]["activation"] = {"module": "mine", "class_name": "function", "config": "relu"}
+    with pytest.raises(UserError, match="activation relu of mine is not modelled"):
+        keras_model.interpret(config, {}, SIZE)
+
+
+def test_a_number_before_a_tensor_as_tf_keras_keeps_it() -> None:
+    def node(name: str, *inbound: Any) -> dict[str, Any]:
+        kind, function = ("InputLayer", {}) if not inbound else ("TFOpLambda", {"function": f"math.{name}"})
+        shape = {"batch_input_shape": [None, 2, 2, 3]} if not inbound else {}
+        return {
+            "class_name": kind,
+            "module": "tf_keras.src.layers",
+            "config": {"name": name, **function, **shape},
+            "name": name,
+            "inbound_nodes": [list(inbound)] if inbound else [],
+        }
+
+    flat = {
+        "class_name": "Flatten",
+        "config": {"name": "flat"},
+        "name": "flat",
+        "inbound_nodes": [[["subtract", 0, 0, {}]]],
+    }
+    config = {
+        "class_name": "Functional",
+        "config": {
+            "layers": [
+                node("images"),
+                node("truediv", ["images", 0, 0, {"y": 255.0, "name": None}]),
+                node("subtract", ["_CONSTANT_VALUE", -1, 1.0, {"y": ["truediv", 0, 0], "name": None}]),
+                flat,
+            ],
+            "input_layers": [["images", 0, 0]],
+            "output_layers": [["flat", 0, 0]],
+        },
+    }
+    network, variables, _ = keras_model.interpret(config, {})
+    images = np.full((1, 2, 2, 3), 51.0)
+    np.testing.assert_allclose(network.apply(variables, images), np.full((1, 12), 0.8), rtol=1e-6)
 
 
 def test_a_temperature_at_the_end_does_not_rescale_images(tmp_path: Path) -> None:
@@ -323,7 +416,7 @@ def test_a_temperature_at_the_end_does_not_rescale_images(tmp_path: Path) -> Non
     model = randomize(keras.Model(images, keras.ops.true_divide(hidden, 3.0)))
     model.save(tmp_path / "cooled.keras")
     loaded = keras_model.load(tmp_path / "cooled.keras")
-    assert loaded is not None and not loaded[0].rescales()
+    assert loaded is not None and not loaded[0].rescales(*loaded[1:])
     pictures = np.random.default_rng(1).uniform(size=(2, SIZE, SIZE, 3)).astype(np.float32)
     found = loaded[0].apply(loaded[1], jnp.asarray(pictures))
     np.testing.assert_allclose(found, of_keras(model, pictures), rtol=1e-4, atol=1e-6)
@@ -408,13 +501,14 @@ def test_the_dogs_are_the_same_by_configuration_and_in_flax() -> None:
     loaded = keras_model.load(path)
     assert loaded is not None
     network, variables, size = loaded
-    assert size == 160 and network.is_mobilenet_v2() and not network.rescales()
+    assert size == 160 and network.is_mobilenet_v2() and not network.rescales(variables, size)
     images = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 160, 160, 3)).astype(np.float32))
     flax, params = weights.load(path)
     found = jax.jit(network.apply)(variables, images)
     assert found.shape == (2, len(DOGS))
     np.testing.assert_allclose(found, jax.jit(flax.apply)(params, images), rtol=1e-4, atol=1e-4)
     known, _ = open_classifier(AdversarialConfig(weights=str(path)), RANGES["minus-one-one"])
+    assert known.assumed == "a MobileNetV2 that is fed [-1, 1]"
     assert known.range == RANGES["minus-one-one"]
 
 

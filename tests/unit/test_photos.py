@@ -377,3 +377,11 @@ def test_a_number_at_the_end_of_the_name_is_the_class_if_it_is_asked_for(path: s
 def test_a_path_that_tells_no_class_is_one_line(path: str, by_number: bool, message: str) -> None:
     with pytest.raises(UserError, match=rf"^photos/{path}: {message}"):
         photos.label_of(Path("photos") / path, Path("photos"), CLASSES, by_number)
+
+
+def test_numbers_of_classes_without_names_are_refused_where_orders_differ() -> None:
+    path, root = Path("photos/2/a.jpg"), Path("photos")
+    eleven = [("", f"class_{index}") for index in range(11)]
+    assert photos.label_of(path, root, eleven[:10]) == 2
+    with pytest.raises(UserError, match="in the order of text, 0, 1, 10, 11, 2; expected --names with a name"):
+        photos.label_of(path, root, eleven)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib.machinery
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -187,6 +188,13 @@ def test_missing_idx_directory_and_file_are_named(tmp_path):
 SMALL = idx_bytes(np.arange(3 * 2 * 4).reshape(3, 2, 4))
 
 
+def test_images_of_another_type_than_bytes_are_refused(tmp_path):
+    for kind in (9, 11, 13):
+        (tmp_path / "images").write_bytes(SMALL[:2] + bytes([kind]) + SMALL[3:])
+        with pytest.raises(UserError, match=f"magic number 0x0000{kind:02x}03, expected 0x00000803"):
+            read_idx(tmp_path / "images", 3)
+
+
 @settings(deadline=None)
 @given(data=st.data(), compress=st.booleans())
 def test_no_cut_and_no_changed_header_byte_is_read_as_something_else(tmp_path_factory, data, compress):
@@ -360,7 +368,19 @@ def test_the_four_archives_of_kmnist_are_read_from_their_folder(tmp_path):
     np.testing.assert_array_equal(data.train.images[..., 0], synthetic(20, 0)[0])
     np.testing.assert_array_equal(data.test.labels, synthetic(11, 1)[1])
     (tmp_path / "kmnist-test-imgs.npz").unlink()
-    assert "has 3 of its kind" in message_of(f"npz:{tmp_path}")
+    assert "has 3 of kmnist of its kind" in message_of(f"npz:{tmp_path}")
+    for part in ("train", "test"):
+        for kind in ("imgs", "labels"):
+            np.savez_compressed(tmp_path / f"k49-{part}-{kind}.npz", np.zeros(3))
+    assert "has 4 of k49, 3 of kmnist of its kind" in message_of(f"npz:{tmp_path}")
+
+
+def test_scalars_in_an_archive_are_one_line(tmp_path):
+    images, labels = synthetic(5, 0)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    for name, words in (("x_test", "images of uint8, expected"), ("y_test", "labels are int64 (), expected an")):
+        np.savez(tmp_path / "mnist.npz", **{**arrays, name: np.asarray(3, np.uint8 if name[0] == "x" else np.int64)})
+        assert words in message_of(f"npz:{tmp_path / 'mnist.npz'}")
 
 
 def picture_folder(directory: Path, *classes: str, count: int = 10) -> np.ndarray:
@@ -387,6 +407,52 @@ def test_pictures_in_a_folder_for_each_class(tmp_path):
         picture_folder(tmp_path / "divided" / part, "x", "y", "z", count=2 if part == "test" else 3)
     divided = open_dataset(f"folder:{tmp_path / 'divided'}")
     assert divided.classes == ("x", "y", "z") and (len(divided.train.images), len(divided.test.images)) == (9, 6)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("training", "testing"),
+        ("png/Train", "png/Test"),
+        ("train", "test", "val"),
+        ("train", "valid"),
+        ("a/b/train", "a/b/validation"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_parts_of_pictures_are_told_by_their_folders(folders, zipped, tmp_path):
+    for part, folder in enumerate(folders):
+        images = picture_folder(tmp_path / folder, "3", "7", count=part + 2)
+        if part == 1:
+            expected = images
+        if zipped:
+            shutil.make_archive(str(tmp_path / folder), "zip", tmp_path / folder)
+            shutil.rmtree(tmp_path / folder)
+    data = open_dataset(f"folder:{tmp_path}")
+    assert data.classes == ("3", "7") and (len(data.train.images), len(data.test.images)) == (4, 6)
+    assert {image.tobytes() for image in data.test.images} == {image.tobytes() for image in expected}
+
+
+def test_pictures_in_a_zip(tmp_path):
+    for part, count in (("train", 3), ("test", 2)):
+        picture_folder(tmp_path / "digits" / part, "3", "7", count=count)
+    shutil.make_archive(str(tmp_path / "own"), "zip", tmp_path / "digits")
+    data = open_dataset(f"folder:{tmp_path / 'own.zip'}")
+    assert data.classes == ("3", "7") and (len(data.train.images), len(data.test.images)) == (6, 4)
+
+
+def test_pictures_of_16_bits_and_transparent_ones_are_as_one_sees_them(tmp_path):
+    levels = np.arange(28 * 28).reshape(28, 28) * 65535 // (28 * 28 - 1)
+    for index in range(10):
+        Image.fromarray(levels.astype(np.uint16)).save(tmp_path / f"{index}.png")
+    for image in open_dataset(f"folder:{tmp_path}").train.images:
+        np.testing.assert_array_equal(image[..., 0], np.rint(levels / 257))
+    stroke = np.zeros((28, 28, 4), np.uint8)
+    stroke[5:9, 5:9, 3] = 255
+    for index in range(10):
+        Image.fromarray(stroke).save(tmp_path / f"{index}.png")
+    for image in open_dataset(f"folder:{tmp_path}").train.images:
+        np.testing.assert_array_equal(image[..., 0], 255 - stroke[..., 3])
 
 
 def test_pictures_without_classes_are_resized_and_grey(tmp_path):
