@@ -27,7 +27,7 @@ from latentlab.arrays import AnyArray
 from latentlab.errors import UserError
 from latentlab.storage import assets
 
-Images = UInt8[AnyArray, "n h w 3"] | Float[AnyArray, "n h w 3"]
+Images = UInt8[AnyArray, "n h w c"] | Float[AnyArray, "n h w c"]
 Variables = Any
 
 
@@ -147,7 +147,7 @@ def wrap_classifier(
     return Classifier(CallableNetwork(function), {}, RANGES["zero-one"], classes)
 
 
-def in_unit_range(images: Images) -> Float[Array, "n h w 3"]:
+def in_unit_range(images: Images) -> Float[Array, "n h w c"]:
     """Return images 0…255 (uint8) as floats in [0, 1]; floats stay as they are."""
     return images.astype(jnp.float32) / GREY_LEVELS if images.dtype == jnp.uint8 else images
 

@@ -36,7 +36,9 @@ class AdversarialConfig:
     label: str = ""
     """True class of the photo, by index or name; by default what is known of it, or the top class."""
     attack: str = "fgsm"
-    """fgsm takes one step along the gradient's sign; bim several, pgd from random starts, mi-fgsm with momentum."""
+    """fgsm takes one step along the gradient's sign; bim several, pgd from random starts, mi-fgsm with momentum;
+    apgd-ce, apgd-dlr and apgd-t choose their steps' length; fab-t looks for the nearest boundary, square needs no
+    gradient; auto is Auto-Attack (apgd-ce, apgd-t, fab-t, square), auto-fast its first two."""
     norm: Literal["linf", "l2"] = "linf"
     """How the distance from the photo is measured."""
     epsilon: float = 0.01
@@ -49,8 +51,10 @@ class AdversarialConfig:
     """Ranks of the classes aimed at: 2 is the second likeliest, -1 the least likely."""
     target_classes: tuple[str, ...] = ()
     """Further classes aimed at, by index or name."""
-    steps: int = 10
-    """Steps of the attacks that take several."""
+    steps: int = 0
+    """Steps of the attacks that take several; 0: 10, and 100 of those that are part of Auto-Attack."""
+    queries: int = 5000
+    """Most evaluations of the network in square."""
     step_size: float = 0.0
     """Length of such a step, in the unit of epsilon; 0: 2.5 · epsilon / steps."""
     restarts: int = 1
@@ -72,7 +76,7 @@ class AdversarialConfig:
     """Seed of pgd's starts."""
 
     def __post_init__(self) -> None:
-        for name, low in (("size", 0), ("steps", 1), ("restarts", 1), ("batch_size", 1), ("seed", 0)):
+        for name, low in (("size", 0), ("steps", 0), ("queries", 1), ("restarts", 1), ("batch_size", 1), ("seed", 0)):
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least {low}")
         if 0 < self.size < 32:

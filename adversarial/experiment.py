@@ -6,6 +6,7 @@ and as the 8-bit PNG that a person could send. Of many photos, the share that is
 """
 
 import difflib
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,9 +23,10 @@ from tqdm import tqdm
 
 from adversarial import figures, one_photo, photos, robustness
 from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
-from adversarial.attacks import ATTACKS, SweptAttack, select_settings
+from adversarial.attacks import ATTACKS, LEAST_CLASSES, Ensemble, SweptAttack, select_settings
 from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
 from adversarial.config import DEFAULT_SIZE, AdversarialConfig
+from adversarial.ensemble import Standing, attack_in_stages
 from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
 from adversarial.results import DELIVERED, AdversarialResults, PhotoResults, RobustnessResults
@@ -41,6 +43,12 @@ PHOTOS = {"imagenet": (LABRADOR, "Labrador_retriever")}
 PACKAGED_PHOTO = ("imagenet_00_243.jpg", "bull_mastiff")
 DECODERS = {"pillow": "Pillow", "tensorflow": "TensorFlow"}
 MOST_ZERO_GRADIENTS = 0.01
+OF_TWO_CLASSES = ("apgd-ce", "fab-t", "square")
+DEFAULT_STEPS = 10
+CALLS = "calls.jsonl"
+"""What every call of an ensemble found, with which an interrupted run goes on."""
+WINDOW = 1024
+"""Photos that an ensemble of attacks has in memory."""
 NOT_FINITE = "{}: the network gives it logits that are NaN or infinite, expected finite ones"
 
 Log = Callable[[str], None]
@@ -71,6 +79,12 @@ def run(
     """
     attack = make_attack(config)
     classifier, size = _open(config, classifier)
+    least, classes = LEAST_CLASSES.get(config.attack, 2), len(classifier.classes)
+    if classes < least:
+        raise UserError(
+            f"attack: the loss of {config.attack} is defined for {least} classes and more, but the network has "
+            f"{classes}; expected another, such as {' or '.join(OF_TWO_CLASSES)}"
+        )
     epsilon = Epsilon(config.epsilon, epsilon_range(config))
     log(
         f"adversarial: {config.weights}, {len(classifier.classes)} classes, images of {size}×{size} fed in "
@@ -84,7 +98,8 @@ def run(
         results = attack_photo(config, classifier, attack, _read_photo(config, photo, size, log), log)
     else:
         metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
-        results = attack_photos(config, classifier, attack, size, metrics, log)
+        calls = MetricsLog(run_dir and run_dir / CALLS)
+        results = attack_photos(config, classifier, attack, size, metrics, log, calls=calls)
     if run_dir:
         results.save(run_dir)
         figures.draw(run_dir)
@@ -145,9 +160,12 @@ def make_attack(config: AdversarialConfig) -> SweptAttack:
         expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ATTACKS)}"
         raise UserError(f"attack: there is no {config.attack!r}; {expected}")
     step_size = Epsilon(config.step_size, epsilon_range(config)).fraction
-    settings = {"steps": config.steps, "restarts": config.restarts, "momentum": config.momentum}
+    settings: dict[str, Any] = {"queries": config.queries, "restarts": config.restarts, "momentum": config.momentum}
     settings |= {"step_size": step_size} if step_size else {}
     attack = ATTACKS[config.attack]
+    steps = inspect.signature(attack).parameters.get("steps")
+    own = DEFAULT_STEPS if steps is None or steps.default is steps.empty else steps.default
+    settings = {"steps": config.steps or own, **settings}
     return SweptAttack(attack, config.norm, tuple(select_settings(attack, settings).items()))
 
 
@@ -216,10 +234,16 @@ def attack_photos(
     size: int,
     metrics: MetricsLog,
     log: Log = print,
+    *,
+    calls: MetricsLog | None = None,
 ) -> RobustnessResults:
-    """Attack many photos, a batch at a time, and keep a row of each, after which an interrupted run goes on."""
+    """Attack many photos, a batch at a time, and keep a row of each, after which an interrupted run goes on.
+
+    An ensemble of attacks takes many batches together, and keeps in `calls` what every call of it found.
+    """
     paths, root = _find_photos(config, log)
-    at_once = min(config.batch_size, len(paths))
+    is_ensemble = isinstance(attack.attack, Ensemble)
+    at_once = min(WINDOW if is_ensemble else config.batch_size, len(paths))
     by_number = config.labels == "numbers" or config.images == "packaged"
     labels = None
     if config.labels != "predictions":
@@ -227,19 +251,28 @@ def attack_photos(
     rows = _finished_rows(metrics, [str(path.relative_to(root)) for path in paths], at_once)
     metrics.replace(rows)
     log(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))
-    epsilons, per_device = _epsilons(config, 0.0), parallel.rows_per_device(at_once)
+    epsilons = _epsilons(config, 0.0)
+    per_device = parallel.rows_per_device(min(config.batch_size, at_once))
+
+    def attack_batch(
+        start: int, read: LocalRows | np.ndarray, true: np.ndarray, report: Log
+    ) -> robustness.AttackedPhotos | Standing:
+        if isinstance(read, LocalRows):
+            numbers = jnp.arange(start, start + len(true))
+            keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(numbers)
+            return robustness.attack_and_classify(classifier, attack, keys, read, true, epsilons, per_device)
+        how: dict[str, Any] = {"first": start, "calls": calls, "report": report}
+        return attack_in_stages(classifier, attack, config.seed, read, true, epsilons, per_device, **how)
+
     with tqdm(total=len(paths), initial=len(rows), desc="attacking", unit="photo", disable=None) as bar:
-        for start, read, notes in _read_batches(config, paths, len(rows), size, at_once):
+        for start, read, notes in _read_batches(config, paths, len(rows), size, at_once, is_ensemble):
             batch = paths[start : start + at_once]
             true = (
                 np.asarray(labels[start : start + at_once])
                 if labels is not None
                 else predict(classifier, read, per_device).argmax(axis=1)
             )
-            keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(
-                jnp.arange(start, start + len(batch))
-            )
-            found = robustness.attack_and_classify(classifier, attack, keys, read, true, epsilons, per_device)
+            found = attack_batch(start, read, true, bar.set_postfix_str)
             for index, path in enumerate(batch):
                 remarks, fault = notes[index]
                 if not fault and not found.is_finite[index]:
@@ -282,14 +315,17 @@ def _measure_photos(
         "photos": len(counted),
         "skipped": skipped,
         "clean_accuracy": float(accuracy["accuracy"][0]),
-        "robust_accuracy": robustness.describe_accuracy(accuracy, zero_gradients, epsilons),
+        "robust_accuracy": robustness.describe_accuracy(accuracy, zero_gradients, epsilons, counted),
     }
     return RobustnessResults(config, classifier, accuracy, tuple(rows), measures)
 
 
-def _describe_photo(found: robustness.AttackedPhotos, index: int, label: int, notes: Sequence[str]) -> dict[str, Any]:
+def _describe_photo(
+    found: robustness.AttackedPhotos | Standing, index: int, label: int, notes: Sequence[str]
+) -> dict[str, Any]:
     """Return what `metrics.jsonl` holds of a photo, beside its name."""
-    return {
+    felled_by = {"felled_by": found.felled_by[index].tolist()} if isinstance(found, Standing) else {}
+    return felled_by | {
         "label": label,
         "correct": found.as_floats[index].tolist(),
         "correct_8_bit": found.on_grid[index].tolist(),
@@ -433,15 +469,16 @@ def _finished_rows(metrics: MetricsLog, names: Sequence[str], at_once: int) -> l
 
 
 def _read_batches(
-    config: AdversarialConfig, paths: Sequence[Path], done: int, size: int, at_once: int
-) -> Iterator[tuple[int, LocalRows, dict[int, tuple[Sequence[str], str]]]]:
+    config: AdversarialConfig, paths: Sequence[Path], done: int, size: int, at_once: int, whole: bool
+) -> Iterator[tuple[int, LocalRows | np.ndarray, dict[int, tuple[Sequence[str], str]]]]:
     """Yield the start of every batch of photos, this process's share of it, and notes and fault of all of it.
 
-    While one batch is attacked the next is read.
+    While one batch is attacked the next is read. With `whole`, every process reads all photos.
     """
     rows = parallel.rows_per_device(at_once) * parallel.device_count()
     batches = [(start, min(at_once, len(paths) - start)) for start in range(done, len(paths), at_once)]
-    mine = [[place for place in parallel.local_rows(rows).tolist() if place < count] for _, count in batches]
+    places = range(rows) if whole else parallel.local_rows(rows).tolist()
+    mine = [[place for place in places if place < count] for _, count in batches]
     own = [paths[start + place] for (start, _), places in zip(batches, mine, strict=True) for place in places]
     read = photos.read_ahead(own, size, at_once, config.decoder, config.skip_bad)
     for (start, count), places in zip(batches, mine, strict=True):
@@ -449,4 +486,4 @@ def _read_batches(
         pixels = np.asarray([photo.pixels for photo in held], np.uint8).reshape(-1, size, size, 3)
         own_notes = [(place, (photo.notes, photo.fault)) for place, photo in zip(places, held, strict=True)]
         notes = parallel.all_gather(own_notes)
-        yield start, LocalRows(pixels, count), dict(itertools.chain.from_iterable(notes))
+        yield start, pixels if whole else LocalRows(pixels, count), dict(itertools.chain.from_iterable(notes))

@@ -3,6 +3,7 @@
 What is measured is an upper bound: a stronger attack, more steps or more restarts may find what this one did not.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage.check import ArraySpec
 from latentlab.storage.run_directory import finite_or_null
 
+MISCLASSIFIED = "none"
+"""In the place of an attack's name, for photos that are not recognised as they are."""
 ACCURACIES = tuple(f"{kind}{end}" for kind in ("accuracy", "accuracy_8_bit") for end in ("", "_low", "_high"))
 STORED_ARRAYS = {name: ArraySpec((None,), "float64") for name in ("epsilons", "grey_levels", *ACCURACIES)}
 """What `robustness.npz` holds."""
@@ -80,11 +83,7 @@ def _attack_and_classify_rows(
     keys, images = jax.random.wrap_key_data(key_data), in_unit_range(photos)
     found = attack(keys, classifier.logits, images, labels[None], jnp.asarray([False]), radii)
     swept = found.images[0]
-    pixels = photos.astype(jnp.float32)[None]
-    difference = swept * GREY_LEVELS - pixels
-    levels = jnp.trunc(difference + SLACK * jnp.sign(difference))
-    most = most[:, None, None, None, None]
-    rounded = jnp.clip(pixels + jnp.clip(levels, -most, most), 0, GREY_LEVELS) / GREY_LEVELS
+    rounded = round_on_device(swept, photos[None], most[:, None, None, None, None])
 
     def classify(images: Float[Array, "epsilons n h w c"]) -> tuple[Bool[Array, "n epsilons"], Bool[Array, " n"]]:
         logits = evaluate_logits(classifier.logits, images.reshape(-1, *images.shape[2:]))
@@ -96,6 +95,16 @@ def _attack_and_classify_rows(
     zeros = jnp.full_like(found.success[0], jnp.nan, jnp.float32)
     zeros = zeros if found.zero_gradients is None else found.zero_gradients[0]
     return AttackedPhotos(as_floats, on_grid, zeros.T, one & other)
+
+
+def round_on_device(
+    images: Float[AnyArray, "*more n h w c"], photos: UInt8[AnyArray, "..."], most: Float[AnyArray, "..."]
+) -> Float[Array, "*more n h w c"]:
+    """Return what `pixels.round_inward` does, within `jit`, as floats in [0, 1]."""
+    pixels = photos.astype(jnp.float32)
+    difference = images * GREY_LEVELS - pixels
+    levels = jnp.trunc(difference + SLACK * jnp.sign(difference))
+    return jnp.clip(pixels + jnp.clip(levels, -most, most), 0, GREY_LEVELS) / GREY_LEVELS
 
 
 def estimate_accuracy(
@@ -129,9 +138,13 @@ def mean_zero_gradients(
 
 
 def describe_accuracy(
-    found: Mapping[str, np.ndarray], zero_gradients: Float[np.ndarray, " epsilons"], epsilons: Sequence[Epsilon]
+    found: Mapping[str, np.ndarray],
+    zero_gradients: Float[np.ndarray, " epsilons"],
+    epsilons: Sequence[Epsilon],
+    rows: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Return an entry for every ε, for `results.json`."""
+    """Return an entry for every ε, for `results.json`; `felled_by` counts photos by the attack of an ensemble."""
+    is_ensemble = bool(rows) and all("felled_by" in row for row in rows)
     return [
         {
             "epsilon": epsilon.value,
@@ -139,6 +152,7 @@ def describe_accuracy(
             "epsilon_grey_levels": epsilon.grey_levels,
             **{name: float(found[name][column]) for name in ACCURACIES},
             "zero_gradients": finite_or_null(zero_gradients[column]),
+            **({"felled_by": dict(Counter(row["felled_by"][column] for row in rows))} if is_ensemble else {}),
         }
         for column, epsilon in enumerate(epsilons)
     ]
@@ -154,6 +168,12 @@ def _shares(name: str, survived: Bool[np.ndarray, "photos epsilons"]) -> dict[st
     }
 
 
+def _describe_fall(entry: Mapping[str, Any]) -> str:
+    """Return which attacks of an ensemble the photos fell to, "" for other attacks."""
+    counts = [(name, count) for name, count in entry.get("felled_by", {}).items() if name not in ("", MISCLASSIFIED)]
+    return "; fell to " + ", ".join(f"{name} {count}" for name, count in counts) if counts else ""
+
+
 def summarize(results: Mapping[str, Any]) -> str:
     """Return the results in a few lines for the terminal."""
     skipped = len(results.get("skipped", ()))
@@ -166,5 +186,6 @@ def summarize(results: Mapping[str, Any]) -> str:
         lines.append(
             "  epsilon {epsilon:g} of {epsilon_range} ({epsilon_grey_levels:.4g} grey levels): {accuracy:.1%} "
             "({accuracy_low:.1%} to {accuracy_high:.1%}), on the 8-bit grid {accuracy_8_bit:.1%}".format(**entry)
+            + _describe_fall(entry)
         )
     return "\n".join(lines)

@@ -1,0 +1,183 @@
+"""What attacks share: their types, balls and bounds, keys, gradients, and what counts as success."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+from latentlab.arrays import AnyArray
+from latentlab.kernels.microbatch import apply_in_cache
+
+Images = Float[AnyArray, "n h w c"]
+Labels = Int[AnyArray, " n"]
+Logits = Callable[[Images], Float[Array, "n classes"]]
+Bounds = tuple[float, float]
+Norm = Literal["linf", "l2"]
+Radius = float | Float[AnyArray, ""]
+Objective = Callable[..., Float[Array, " n"]]
+"""Logits, and arrays with a row an image such as labels, to a number of every image that an attack raises."""
+
+
+class AttackResult(NamedTuple):
+    """What an attack made of every image.
+
+    Attributes:
+        images: The images after it.
+        success: Whether the attack succeeded.
+        zero_gradients: Of the gradients that it followed, the share that was 0 at every pixel («masked gradients»), so
+            that there was no direction to go. None, if it does not count them.
+    """
+
+    images: Images
+    success: Bool[Array, " n"]
+    zero_gradients: Float[Array, " n"] | None = None
+
+
+Attack = Callable[..., AttackResult]
+"""`attack(key, logits, images, labels, *, epsilon, targeted, norm, bounds, …)`.
+
+    key: A key of every image, or one from which those are split; ignored by attacks without randomness.
+    logits: Images to logits.
+    images: Pixels within the bounds; outside `jit` others are an error (`check_bounds`).
+    labels: The true classes, or the targets.
+    epsilon: Radius of the ball, in the unit of the pixels.
+    targeted: Make the label likelier, not less likely.
+    norm: L∞ or L2.
+    bounds: Range of the pixels.
+    …: Settings of the attack.
+"""
+
+
+def check_bounds(images: Images, bounds: Bounds) -> None:
+    """Refuse images that leave the bounds, which an attack would clip and so move farther than ε.
+
+    Within `jit` their values are not known, and nothing is checked.
+
+    Raises:
+        ValueError: A pixel is out of the bounds or not a number.
+    """
+    if isinstance(images, jax.core.Tracer) or not images.size:
+        return
+    pixels = np.asarray(images)  # in NumPy, for JAX would trace it within a loop
+    low, high = float(pixels.min()), float(pixels.max())
+    if not bounds[0] <= low <= high <= bounds[1]:
+        raise ValueError(f"images reach from {low:g} to {high:g}, expected them within the bounds, {bounds}")
+
+
+def evaluate_logits(logits: Logits, images: Images) -> Float[Array, "n classes"]:
+    """Return the logits of all images."""
+    return apply_in_cache(logits, images)
+
+
+def differentiate(
+    objective: Objective, logits: Logits, images: Images, *rows: Array
+) -> tuple[Images, Float[Array, "n classes"]]:
+    """Return the gradient of an objective in the images, and their logits.
+
+    The objective is summed over the batch, so no image's gradient depends on the others.
+
+    Args:
+        objective: Logits and `rows` to a number of every image.
+        logits: Images to logits.
+        images: Pixels.
+        rows: What the objective takes beside logits, a row an image.
+    """
+
+    def differentiate_rows(images: Images, *rows: Array) -> tuple[Images, Float[Array, "n classes"]]:
+        def total(images: Images) -> tuple[Array, Array]:
+            found = logits(images)
+            return jnp.sum(objective(found, *rows)), found
+
+        return jax.grad(total, has_aux=True)(images)
+
+    found: tuple[Images, Float[Array, "n classes"]] = apply_in_cache(differentiate_rows, images, *rows)
+    return found
+
+
+def class_at_rank(logits: Logits, images: Images, rank: int = 1) -> Labels:
+    """Return the class of a rank for every image: 1 is the top one, 2 the next; -1 is the least likely one."""
+    order = jnp.argsort(evaluate_logits(logits, images), axis=1, descending=True, stable=True)
+    return order[:, rank - 1 if rank > 0 else rank]
+
+
+def has_succeeded(
+    logits: Float[AnyArray, "*shape classes"], labels: Int[AnyArray, "*shape"], targeted: bool | Bool[AnyArray, "..."]
+) -> Bool[Array, "*shape"]:
+    """Return whether the top class is the target, or, untargeted, no longer the true one."""
+    hit = jnp.argmax(logits, axis=-1) == labels
+    return hit == jnp.asarray(targeted)
+
+
+def project(difference: Images, epsilon: Radius, norm: Norm) -> Images:
+    """Return the nearest point of the ball of radius ε about 0, for every image."""
+    if norm == "linf":
+        return jnp.clip(difference, -epsilon, epsilon)
+    return difference * jnp.minimum(1, epsilon / positive(lengths(difference)))
+
+
+def project_to_ball(moved: Images, images: Images, epsilon: Radius, norm: Norm, bounds: Bounds) -> Images:
+    """Return points within the ball of radius ε about the images and within the bounds."""
+    return jnp.clip(images + project(moved - images, epsilon, norm), *bounds)
+
+
+def random_in_ball(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> Float[Array, "h w c"]:
+    """Draw a uniform point of the unit ball of one image: of L2, a Gaussian direction of length u^(1/d)."""
+    if norm == "linf":
+        return jax.random.uniform(key, shape, minval=-1)
+    direction_key, length_key = jax.random.split(key)
+    (drawn,) = direction(jax.random.normal(direction_key, (1, *shape)), norm)
+    return drawn * jax.random.uniform(length_key) ** (1 / math.prod(shape))
+
+
+def random_on_sphere(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) -> Float[Array, "h w c"]:
+    """Draw a point of the unit sphere of one image: uniform noise over its maximum, or of L2 a Gaussian direction."""
+    if norm == "linf":
+        drawn = jax.random.uniform(key, shape, minval=-1)
+        return drawn / positive(jnp.max(jnp.abs(drawn)))
+    return direction(jax.random.normal(key, (1, *shape)), norm)[0]
+
+
+def split_keys(key: Key[Array, "*n"], count: int) -> Key[Array, " n"]:
+    """Return a key of every image: those that are given, or as many from a single one."""
+    return key if key.ndim else jax.random.split(key, count)
+
+
+def fold_in(keys: Key[Array, " n"], data: int | Int[Array, ""]) -> Key[Array, " n"]:
+    """Return the keys with a number folded into each."""
+    folded: Key[Array, " n"] = jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+    return folded
+
+
+def direction(gradient: Images, norm: Norm) -> Images:
+    """Return the step of length 1 along which a linear function grows most: the sign in L∞, ∇ / ‖∇‖ in L2."""
+    return jnp.sign(gradient) if norm == "linf" else gradient / positive(lengths(gradient))
+
+
+def is_zero(gradient: Images) -> Float[Array, " n"]:
+    """Return 1 for every image whose gradient is 0 at every pixel, and 0 for the others."""
+    return jnp.all(gradient == 0, axis=(1, 2, 3)).astype(jnp.float32)
+
+
+def lengths(images: Images, norm: Norm = "l2") -> Float[Array, "n 1 1 1"]:
+    """Return the norm of every image."""
+    if norm == "linf":
+        return jnp.max(jnp.abs(images), axis=(1, 2, 3), keepdims=True)
+    return jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3), keepdims=True))
+
+
+def select(condition: Bool[Array, " n"], one: Any, other: Any) -> Any:
+    """Return the rows of one tree of arrays where a condition holds, and those of another where not."""
+
+    def select_leaf(one: Array, other: Array) -> Array:
+        return jnp.where(condition.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+
+    return jax.tree.map(select_leaf, one, other)
+
+
+positive = partial(jnp.maximum, 1e-12)
