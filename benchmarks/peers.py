@@ -63,7 +63,7 @@ class Part:
 
 def digits(count: int) -> np.ndarray:
     """Training images of the packaged digits, as the file has them."""
-    from vae.data import open_dataset
+    from latentlab.labeled_images import open_dataset
 
     return open_dataset("packaged").train.images[:count]
 

@@ -17,8 +17,8 @@ from jax import Array
 import latentlab
 from adversarial import attacks
 from adversarial.attacks import Logits
+from latentlab.labeled_images import open_dataset
 from latentlab.model import normalize
-from vae.data import open_dataset
 from vae.results import VaeResults
 
 DIGITS, ATTACKED = 10, 200

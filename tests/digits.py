@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vae.data import open_dataset
+from latentlab.labeled_images import open_dataset
 
 IDX_FILES = (
     "train-images-idx3-ubyte",

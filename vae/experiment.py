@@ -18,6 +18,7 @@ from jaxtyping import Key
 from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
+from latentlab.labeled_images import Dataset, open_dataset
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
@@ -32,7 +33,6 @@ from latentlab.training.resume import train_with_checkpoints
 from latentlab.training.state import TrainState
 from vae import evaluate, figures
 from vae.config import VaeConfig
-from vae.data import Dataset, open_dataset
 from vae.measure import MANIFOLD_SIDE, PLANE_SIDE, measure
 from vae.model import IMAGE_SHAPE, Autoencoder, Vae
 from vae.results import VaeResults

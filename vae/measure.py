@@ -10,12 +10,12 @@ import numpy as np
 
 from latentlab import parallel
 from latentlab.errors import UserError
+from latentlab.labeled_images import Dataset
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import note_nulls
 from vae import evaluate
 from vae.config import VaeConfig
-from vae.data import Dataset
 from vae.evaluate import evaluation_prng_keys
 from vae.planes import Plane, even_grid, find_extent, fit_plane, quantile_grid
 from vae.results import VaeResults

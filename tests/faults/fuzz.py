@@ -35,11 +35,11 @@ from latent_arith import edits
 from latent_arith.datasets import celeba
 from latentlab.errors import UserError
 from latentlab.experiment import Run
+from latentlab.image_formats import read_idx
+from latentlab.labeled_images import open_dataset
 from latentlab.storage import hdf5, image_files, keras_weights, run_directory
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.tfds import TfRecords
-from vae.data import open_dataset
-from vae.image_formats import read_idx
 
 KERAS = Path(__file__).parents[1] / "data" / "keras"
 MEMORY = 4 * 2**30

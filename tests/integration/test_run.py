@@ -19,12 +19,12 @@ import pytest
 import latentlab
 from latentlab import cli
 from latentlab.errors import UserError
+from latentlab.labeled_images import open_dataset
 from latentlab.storage.checkpoints import Checkpoints, digest
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import read_json, read_npz
 from vae import experiment
 from vae.config import PRESETS, VaeConfig
-from vae.data import open_dataset
 
 pytestmark = pytest.mark.lenient
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ MISTAKES = {
     "the run has adversarial.epsilons = (0.0, 0.01), the command line (0.0, 0.1)": (
         "all --resume {old} --adversarial.epsilons 0 0.1"
     ),
-    "the run has vae.data": "all --resume {old} --preset quick",
+    "the run has latentlab.labeled_images": "all --resume {old} --preset quick",
     "leave out --out and --overwrite": "all --resume {old} --overwrite",
 }
 MISSPELT = {

@@ -58,7 +58,7 @@ def network(name):
 
 def digits(count):
     """The first held-out digits of the packaged ones."""
-    from vae.data import open_dataset
+    from latentlab.labeled_images import open_dataset
 
     test = open_dataset("packaged").test
     images = torch.tensor(test.images[:count].transpose(0, 3, 1, 2)).float() / 255

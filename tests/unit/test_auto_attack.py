@@ -23,8 +23,8 @@ from adversarial.digits import DigitsNetwork
 from adversarial.ensemble import Standing, attack_in_stages
 from adversarial.pixels import RANGES, Epsilon
 from latentlab.errors import UserError
+from latentlab.labeled_images import LabeledImages, open_dataset
 from latentlab.storage.metrics import MetricsLog
-from vae.data import LabeledImages, open_dataset
 
 pytestmark = pytest.mark.lenient
 

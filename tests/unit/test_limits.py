@@ -17,9 +17,9 @@ from PIL import Image
 from adversarial import photos
 from latent_arith.datasets import celeba
 from latentlab.errors import UserError
+from latentlab.image_formats import read_idx
 from latentlab.storage import hdf5, keras_weights, limits, run_directory
 from latentlab.storage.metrics import MetricsLog
-from vae.image_formats import read_idx
 
 ZEROS = bytes(10**6)
 

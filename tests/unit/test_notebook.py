@@ -14,9 +14,9 @@ from latent_arith import experiment as faces
 from latent_arith.config import PRESETS as FACE_PRESETS
 from latent_arith.datasets.face_data import FaceData
 from latent_arith.directions import find_directions
+from latentlab.labeled_images import Dataset, LabeledImages
 from vae import experiment as digits
 from vae.config import PRESETS as DIGIT_PRESETS
-from vae.data import Dataset, LabeledImages
 from vae.model import Vae
 from vae.planes import even_grid
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from latentlab import image_formats
 from latentlab.errors import UserError
+from latentlab.image_formats import DIGITS, Parts
 from latentlab.storage.tfds import prepared_builder, read_records, reading
-from vae import image_formats
-from vae.image_formats import DIGITS, Parts
 
 IMAGE_SHAPE = (28, 28, 1)
 CLASSES = len(DIGITS)

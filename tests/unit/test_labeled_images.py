@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentlab.errors import UserError
+from latentlab.image_formats import read_idx
+from latentlab.labeled_images import check_images, open_dataset
 from tests.absent import block_tensorflow
 from tests.digits import IDX_FILES, idx_bytes
 from tests.tfrecords import write_as_tfrecord
-from vae.data import check_images, open_dataset
-from vae.image_formats import read_idx
 
 
 def synthetic(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +99,11 @@ def test_packaged_data_are_the_same_for_ever(packaged):
 
 def test_importing_the_module_loads_no_heavy_package():
     heavy = "{'mlxtend', 'sklearn', 'tensorflow_datasets', 'tensorflow', 'jax', 'pandas'}"
-    subprocess.run([sys.executable, "-c", f"import sys, vae.data; assert not {heavy} & set(sys.modules)"], check=True)
+    script = f"import sys, latentlab.labeled_images; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+        [sys.executable, "-c", f"import sys, latentlab.labeled_images; assert not {heavy} & set(sys.modules)"],
+        check=True,
+    )
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -527,9 +531,7 @@ def test_tfds_directory_is_read_whole_and_without_tensorflow(prepared, monkeypat
 
 
 def test_reading_prints_nothing_and_imports_no_tensorflow(prepared):
-    script = (
-        "import sys; from vae.data import open_dataset; open_dataset('tfds'); assert 'tensorflow' not in sys.modules"
-    )
+    script = "import sys; from latentlab.labeled_images import open_dataset; open_dataset('tfds'); assert 'tensorflow' not in sys.modules"
     command = ["env", f"TFDS_DATA_DIR={prepared[0]}", sys.executable, "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
