@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 
 from adversarial import keras_model, weights
 from adversarial.assets import KERAS_MOBILENET_V2, REGISTRY
-from adversarial.config import AdversarialConfig
+from adversarial.config import DIGITS, AdversarialConfig
 from adversarial.pixels import GREY_LEVELS, RANGES, PixelRange
 from latentlab.arrays import AnyArray
 from latentlab.errors import UserError
@@ -210,7 +210,7 @@ def open_file(config: AdversarialConfig, model_range: PixelRange) -> tuple[Class
 
 
 CLASSIFIERS: dict[str, OpenClassifier] = dict.fromkeys(PUBLISHED, open_mobilenet_v2)
-"""Classifiers by the name that `--weights` gives them; any other name is a file."""
+"""Classifiers by the name that `--classifier` or `--weights` gives them; other weights are a file."""
 
 
 def open_classifier(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:
@@ -219,7 +219,11 @@ def open_classifier(config: AdversarialConfig, model_range: PixelRange) -> tuple
     Raises:
         UserError: Weights or names are missing, damaged, or do not go together.
     """
-    return CLASSIFIERS.get(config.weights, open_file)(config, model_range)
+    if config.classifier and config.classifier not in CLASSIFIERS:
+        near = difflib.get_close_matches(config.classifier, CLASSIFIERS, 1)
+        expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join((*CLASSIFIERS, DIGITS))}"
+        raise UserError(f"classifier: there is no {config.classifier!r}; {expected}")
+    return CLASSIFIERS.get(config.classifier or config.weights, open_file)(config, model_range)
 
 
 @jax.jit

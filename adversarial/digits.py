@@ -10,7 +10,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,11 @@ from jaxtyping import Float, Key
 from adversarial.attacks.base import split_keys
 from adversarial.attacks.iterative import REACH, random_uniform_start, walk
 from adversarial.attacks.losses import cross_entropy, odds_gradient
+from adversarial.config import Training
 from latentlab.arrays import AnyArray
 from latentlab.kernels.convolution import conv_general_dilated
 from latentlab.model import Loss, Variables
 
-Training = Literal["standard", "pgd", "trades"]
 IMAGE_SHAPE = (28, 28, 1)
 TRADES_NOISE = 1e-3
 """Standard deviation of the start of TRADES's steps, where the gradient of the divergence is not 0 as at x itself."""

@@ -21,18 +21,19 @@ from jaxtyping import Bool, Float, Int, UInt8
 from scipy.special import softmax
 from tqdm import tqdm
 
-from adversarial import figures, one_photo, photos, robustness
+from adversarial import defense, figures, one_photo, photos, robustness
 from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
 from adversarial.attacks import ATTACKS, LEAST_CLASSES, Ensemble, SweptAttack, select_settings
 from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
-from adversarial.config import DEFAULT_SIZE, AdversarialConfig
+from adversarial.config import DEFAULT_SIZE, DIGITS, AdversarialConfig
 from adversarial.ensemble import Standing, attack_in_stages
 from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
-from adversarial.results import DELIVERED, AdversarialResults, PhotoResults, RobustnessResults
+from adversarial.results import DELIVERED, AdversarialResults, DefenseResults, PhotoResults, RobustnessResults
 from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
+from latentlab.labeled_images import Dataset, open_dataset
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage import assets
 from latentlab.storage.check import ArraySpec, Manifest
@@ -62,6 +63,7 @@ def run(
     *,
     classifier: Classifier | Logits | None = None,
     photo: Path | UInt8[np.ndarray, "h w 3"] | None = None,
+    data: Dataset | None = None,
     log: Log = print,
 ) -> AdversarialResults:
     """Run the experiment; of many photos, go on after those that `run_dir` has results of.
@@ -72,12 +74,18 @@ def run(
         classifier: Classifier in the place of the one that the configuration names: a `Classifier`, or any function
             from images in [0, 1] to logits.
         photo: Photo in the place of `config.image`: a path, or pixels 0…255.
+        data: Digits in the place of those that the configuration names, for the classifier of digits.
         log: Called with lines that say what is going on.
 
     Raises:
         UserError: Weights, photos or classes are missing or do not go together, or a file could not be written.
     """
     attack = make_attack(config)
+    results: AdversarialResults
+    if config.classifier == DIGITS and classifier is None:
+        results = defense.run(config, attack, data or open_dataset(config.data), run_dir, log)
+        _save(results, run_dir, log)
+        return results
     classifier, size = _open(config, classifier)
     least, classes = LEAST_CLASSES.get(config.attack, 2), len(classifier.classes)
     if classes < least:
@@ -93,17 +101,13 @@ def run(
     )
     if classifier.assumed:
         log(f"adversarial: {config.weights} does not tell all; what is assumed: {classifier.assumed}")
-    results: AdversarialResults
     if config.report == "photo":
         results = attack_photo(config, classifier, attack, _read_photo(config, photo, size, log), log)
     else:
         metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
         calls = MetricsLog(run_dir and run_dir / CALLS)
         results = attack_photos(config, classifier, attack, size, metrics, log, calls=calls)
-    if run_dir:
-        results.save(run_dir)
-        figures.draw(run_dir)
-    log(results.summary())
+    _save(results, run_dir, log)
     return results
 
 
@@ -113,6 +117,8 @@ def load(run_dir: Path, config: AdversarialConfig) -> AdversarialResults:
     Raises:
         UserError: A file is missing or damaged.
     """
+    if config.classifier == DIGITS:
+        return DefenseResults.load(run_dir, config)
     kind: Any = PhotoResults if config.report == "photo" else RobustnessResults
     classifier, _ = open_classifier(config, model_range(config))
     results: AdversarialResults = kind.load(run_dir, config, classifier)
@@ -121,6 +127,11 @@ def load(run_dir: Path, config: AdversarialConfig) -> AdversarialResults:
 
 def manifest(config: AdversarialConfig) -> Manifest:
     """Return what `run` leaves behind, for `check`."""
+    if config.classifier == DIGITS:
+        stands = ArraySpec((config.seeds, config.test_images or None, None), "bool")
+        arrays = {f"{kind}_{name}": stands for kind in config.training for name in ("as_floats", "on_grid")}
+        results = tuple(f"trainings.{kind}.clean_accuracy" for kind in config.training)
+        return Manifest({}, {"robustness.npz": arrays, "weights.npz": {}}, results, ("robust_accuracy.png",))
     if config.report == "robust-accuracy":
         return Manifest(
             {}, {"robustness.npz": robustness.STORED_ARRAYS}, ("photos", "clean_accuracy"), ("robust_accuracy.png",)
@@ -147,6 +158,14 @@ def model_range(config: AdversarialConfig) -> PixelRange:
 def epsilon_range(config: AdversarialConfig) -> PixelRange:
     """Return the range of pixels that ε is counted in."""
     return RANGES["zero-one" if config.range == "auto" else config.range]
+
+
+def _save(results: AdversarialResults, run_dir: Path | None, log: Log) -> None:
+    """Write and draw results, and say what was measured."""
+    if run_dir:
+        results.save(run_dir)
+        figures.draw(run_dir)
+    log(results.summary())
 
 
 def make_attack(config: AdversarialConfig) -> SweptAttack:

@@ -19,6 +19,8 @@ BARS = 4
 SHOWN_RADII = 6
 LONGEST = 28  # characters of a name
 GREY = "0.55"
+GREEN = "#2a9d5c"
+TRAININGS = {"standard": "trained on digits", "pgd": "trained on attacked digits (PGD)", "trades": "TRADES"}
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Entry = Mapping[str, Any]
@@ -32,7 +34,9 @@ def draw(run_dir: Path) -> list[Path]:
     """
     results = read_json(run_dir / "results.json")
     figures: dict[str, Callable[[], Figure]] = {}
-    if "robust_accuracy" in results:
+    if "trainings" in results:
+        figures["robust_accuracy"] = lambda: trainings(results)
+    elif "robust_accuracy" in results:
         figures["robust_accuracy"] = lambda: robust_accuracy(results)
     else:
         pictures, swept = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
@@ -134,6 +138,25 @@ def robust_accuracy(results: Mapping[str, Any]) -> Figure:
     _radii(axes, levels)
     axes.set(ylim=(-0.02, 1.02), ylabel="photos recognised")
     axes.set_title(f"{results['photos']:,} photos, {describe_attack(results)}: an upper bound", fontsize=12)
+    axes.legend(frameon=False)
+    return figure
+
+
+def trainings(results: Mapping[str, Any]) -> Figure:
+    """Draw the share of digits that is still recognised against ε, a curve for every training, with 95 % intervals."""
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    axes = figure.subplots()
+    for (training, found), colour in zip(results["trainings"].items(), (BLUE, ORANGE, GREEN), strict=False):
+        entries = found["robust_accuracy"]
+        radii = [entry["epsilon"] for entry in entries]
+        values, low, high = ([entry[f"accuracy{end}"] for entry in entries] for end in ("", "_low", "_high"))
+        axes.plot(radii, values, color=colour, label=TRAININGS[training], marker="o", markersize=4)
+        axes.fill_between(radii, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(ylim=(-0.02, 1.02), xlabel=f"ε, of {entries[0]['epsilon_range']}", ylabel="digits recognised")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.spines[["top", "right"]].set_visible(False)
+    seeds = f", {results['seeds']} seeds" if results["seeds"] > 1 else ""
+    axes.set_title(f"{results['photos']:,} digits{seeds}, {describe_attack(results)}: an upper bound", fontsize=12)
     axes.legend(frameon=False)
     return figure
 

@@ -1,22 +1,26 @@
 """What experiment 3 gives: of one photo, what became of it; of many, the robust accuracy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.special import softmax
 
 from adversarial import one_photo, robustness
-from adversarial.classifier import Classifier
-from adversarial.config import AdversarialConfig
+from adversarial.classifier import Class, Classifier
+from adversarial.config import AdversarialConfig, Training, describe_attack
+from adversarial.digits import AdversarialTraining, DigitsNetwork
 from adversarial.one_photo import Sweep
-from adversarial.pixels import encode_png
+from adversarial.pixels import RANGES, encode_png
 from latentlab.figures import file_name
+from latentlab.model import Variables
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import atomic, read_json, read_npz, write_json, write_npz
+from latentlab.storage.weights import read_variables, variable_arrays
 
 NO_CLASS = -1
 TINY = np.finfo(np.float32).tiny
@@ -150,4 +154,84 @@ class RobustnessResults:
         return cls(config, classifier, accuracy, rows, measures)
 
 
-AdversarialResults = PhotoResults | RobustnessResults
+@dataclass(frozen=True, eq=False)
+class DefenseResults:
+    """What classifiers of digits withstand, by how they were trained.
+
+    Attributes:
+        config: Settings of the run.
+        classes: Names of the classes.
+        variables: Variables of the networks by training, every leaf with a leading axis of seeds.
+        standing: What `robustness.npz` holds: `TRAINING_as_floats` and `TRAINING_on_grid`, whether every digit is
+            still recognised, and `TRAINING_felled_by`, all (seeds, digits, epsilons).
+        measures: What `results.json` holds.
+    """
+
+    config: AdversarialConfig
+    classes: tuple[str, ...]
+    variables: Mapping[Training, Variables]
+    standing: Mapping[str, np.ndarray]
+    measures: Mapping[str, Any]
+
+    def classifier(self, training: Training, seed: int = 0) -> Classifier:
+        """Return a trained network."""
+        return make_classifier(self.variables[training], seed, self.classes)
+
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Return the arrays of every file that `save` writes."""
+        weights = {
+            f"{training}/{path}": array
+            for training, variables in self.variables.items()
+            for path, array in variable_arrays(variables).items()
+        }
+        return {"weights.npz": weights, "robustness.npz": dict(self.standing)}
+
+    def summary(self) -> str:
+        """Return a line of robust accuracies for every training."""
+        measures = self.measures
+        trainings = measures["trainings"]
+        entries = [found["robust_accuracy"] for found in trainings.values()]
+        counted = f"{measures['photos']} digits" + (f", {measures['seeds']} seeds" if measures["seeds"] > 1 else "")
+        lines = [
+            f"{counted}; robust accuracy against {describe_attack(measures)}, an upper bound:",
+            f"{'epsilon':10}" + "".join(f"{entry['epsilon']:>8g}" for entry in entries[0]),
+        ]
+        for training, found in zip(trainings, entries, strict=True):
+            lines.append(f"{training:10}" + "".join(f"{entry['accuracy']:>8.1%}" for entry in found))
+        return "\n".join(lines)
+
+    def save(self, run_dir: Path) -> None:
+        """Write weights, arrays and `results.json`.
+
+        Raises:
+            UserError: A file could not be written.
+        """
+        for file, arrays in self.arrays().items():
+            write_npz(run_dir / file, arrays)
+        write_json(run_dir / "results.json", self.measures)
+
+    @classmethod
+    def load(cls, run_dir: Path, config: AdversarialConfig) -> "DefenseResults":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: A file is missing or damaged.
+        """
+        measures, arrays = read_json(run_dir / "results.json"), read_npz(run_dir / "weights.npz")
+        classes = tuple(measures["data"]["classes"])
+        init = AdversarialTraining(DigitsNetwork(len(classes))).init
+        variables = {
+            training: read_variables(init, arrays, f"{training}/", config.seeds, run_dir / "weights.npz")
+            for training in config.training
+        }
+        return cls(config, classes, variables, read_npz(run_dir / "robustness.npz"), measures)
+
+
+def make_classifier(variables: Variables, seed: int, classes: Sequence[str]) -> Classifier:
+    """Return the network of a seed as a classifier of digits."""
+    own: Variables = {"params": jax.tree.map(lambda leaf: leaf[seed], variables["params"])}
+    names = tuple(Class("", name) for name in classes)
+    return Classifier(DigitsNetwork(len(names)), own, RANGES["zero-one"], names)
+
+
+AdversarialResults = PhotoResults | RobustnessResults | DefenseResults

@@ -158,14 +158,15 @@ def describe_accuracy(
     ]
 
 
+def share_with_interval(stands: Bool[np.ndarray, " photos"]) -> tuple[float, float, float]:
+    """Return the share that stands, and the ends of its 95 % Wilson interval."""
+    interval = binomtest(int(stands.sum()), len(stands)).proportion_ci(0.95, "wilson")
+    return float(stands.mean()), float(interval.low), float(interval.high)
+
+
 def _shares(name: str, survived: Bool[np.ndarray, "photos epsilons"]) -> dict[str, np.ndarray]:
-    tests = [binomtest(int(column.sum()), len(column)) for column in survived.T]
-    intervals = [test.proportion_ci(0.95, "wilson") for test in tests]
-    return {
-        name: survived.mean(axis=0),
-        f"{name}_low": np.asarray([interval.low for interval in intervals]),
-        f"{name}_high": np.asarray([interval.high for interval in intervals]),
-    }
+    values = np.asarray([share_with_interval(column) for column in survived.T]).T
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _describe_fall(entry: Mapping[str, Any]) -> str:

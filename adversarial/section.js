@@ -66,7 +66,7 @@ function attack(section) {
 
 function robust({ photos, attack, levels, curves }) {
   const made = chart({ label: "Share of photos that are still recognised, against ε", x: levels, xLabel: "ε, grey levels", yLabel: "recognised",
-    curves: curves.map(({ name, value }, index) => ({ name, values: value, hue: ["blue", "orange"][index], dash: index ? "7 4" : null })), band: curves[0] });
+    curves: curves.map(({ name, value }, index) => ({ name, values: value, hue: ["blue", "orange", "green"][index], dash: [null, "7 4", "2 3"][index] })), band: curves[0] });
   const told = el("p");
   const show = (at) => {
     made.mark(at);

@@ -21,6 +21,8 @@ def make_section(run_dir: Path) -> dict[str, Any]:
         UserError: A file of the run is missing or damaged.
     """
     results = read_json(run_dir / "results.json")
+    if "trainings" in results:
+        return {"robust": training_curves(results)}
     if "robust_accuracy" in results:
         return {"robust": accuracy_curves(results)}
     pictures, saved = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
@@ -61,6 +63,21 @@ def accuracy_curves(results: Mapping[str, Any]) -> dict[str, Any]:
                 "high": [float(entry[f"{key}_high"]) for entry in entries],
             }
             for key, name in kinds.items()
+        ],
+    }
+
+
+def training_curves(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the accuracy under attack against ε for every training, as computed, with its intervals."""
+    trainings = {name: found["robust_accuracy"] for name, found in results["trainings"].items()}
+    ends = {"value": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
+    return {
+        "photos": int(results["photos"]),
+        "attack": describe_attack(results),
+        "levels": [float(entry["epsilon_grey_levels"]) for entry in next(iter(trainings.values()))],
+        "curves": [
+            {"name": name, **{end: [float(entry[key]) for entry in entries] for end, key in ends.items()}}
+            for name, entries in trainings.items()
         ],
     }
 

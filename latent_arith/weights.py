@@ -260,7 +260,11 @@ def _check_layers(path: Path, config: Any) -> None:
         for setting, expected in SETTINGS[kind].items():
             found = settings.get(setting)
             found = found[0] if isinstance(found, list) and len({*map(str, found)}) == 1 else found
-            if found is not None and found not in expected:
+            if isinstance(found, float):  # TensorFlow keeps it in float32
+                is_right = bool(np.isclose(found, expected, rtol=1e-6).any())
+            else:
+                is_right = found is None or found in expected
+            if not is_right:
                 raise UserError(f"{name} has {setting} {found}, expected {' or '.join(map(str, expected))}")
     for part in config.values():
         _check_layers(path, part)

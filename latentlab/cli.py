@@ -167,7 +167,7 @@ class Check:
             faults += check_arrays(run.path / DELIVERABLES, forms)
         for fault in faults:
             print(fault)
-        print(f"{run.path}: {len(faults)} faults" if faults else f"{run.path}: complete, {', '.join(sorted(forms))}")
+        print(f"{run.path}: {len(faults)} faults" if faults else ", ".join([f"{run.path}: complete", *sorted(forms)]))
         return 1 if faults else 0
 
 

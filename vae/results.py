@@ -113,7 +113,7 @@ class VaeResults:
         """
         arrays = read_npz(run_dir / "weights.npz")
         variables = {
-            name: read_variables(model, arrays, f"{name}/", config.seeds, run_dir / "weights.npz")
+            name: read_variables(model.init, arrays, f"{name}/", config.seeds, run_dir / "weights.npz")
             for name, model in models.items()
         }
         latents, pictures = read_npz(run_dir / "latents.npz"), read_npz(run_dir / "figures.npz")

@@ -1,13 +1,15 @@
 """Variables of a model as named arrays, `params/encoder/conv_0/kernel`, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax import Array
+from jaxtyping import Key
 
 from latentlab.errors import UserError
-from latentlab.model import LatentVariableModel, Variables
+from latentlab.model import Variables
 from latentlab.storage.keras_weights import assign, paths
 
 
@@ -18,12 +20,16 @@ def variable_arrays(variables: Variables) -> dict[str, np.ndarray]:
 
 
 def read_variables(
-    model: LatentVariableModel, arrays: Mapping[str, np.ndarray], prefix: str, seeds: int, where: Path
+    init: Callable[[Key[Array, ""]], Variables],
+    arrays: Mapping[str, np.ndarray],
+    prefix: str,
+    seeds: int,
+    where: Path,
 ) -> Variables:
     """Return the variables of a model from the arrays whose names begin with a prefix.
 
     Args:
-        model: The model they are of.
+        init: Makes variables of the model that they are of from a key.
         arrays: What `variable_arrays` returned, with the prefix before every path.
         prefix: For instance `vae/`.
         seeds: Length of the leading axis of every array.
@@ -32,7 +38,7 @@ def read_variables(
     Raises:
         UserError: A variable is missing, extra or misshapen.
     """
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shapes = jax.eval_shape(init, jax.random.key(0))
     template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((seeds, *leaf.shape), leaf.dtype), shapes)
     named = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     try:

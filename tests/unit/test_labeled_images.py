@@ -528,7 +528,10 @@ def test_tfds_directory_is_read_whole_and_without_tensorflow(prepared, monkeypat
 
 
 def test_reading_prints_nothing_and_imports_no_tensorflow(prepared):
-    script = "import sys; from latentlab.labeled_images import open_dataset; open_dataset('tfds'); assert 'tensorflow' not in sys.modules"
+    script = (
+        "import sys; from latentlab.labeled_images import open_dataset; open_dataset('tfds')\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
     command = ["env", f"TFDS_DATA_DIR={prepared[0]}", sys.executable, "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
