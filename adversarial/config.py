@@ -43,6 +43,8 @@ class AdversarialConfig:
     """fgsm takes one step along the gradient's sign; bim several, pgd from random starts, mi-fgsm with momentum;
     apgd-ce, apgd-dlr and apgd-t choose their steps' length; fab-t looks for the nearest boundary, square needs no
     gradient; auto is Auto-Attack (apgd-ce, apgd-t, fab-t, square), auto-fast its first two."""
+    beside: str = ""
+    """Further attack on a single photo, shown beside the first; the exercise has fgsm. "" for none."""
     norm: Literal["linf", "l2"] = "linf"
     """How the distance from the photo is measured."""
     epsilon: float = 0.01
@@ -56,7 +58,7 @@ class AdversarialConfig:
     target_classes: tuple[str, ...] = ()
     """Further classes aimed at, by index or name."""
     steps: int = 0
-    """Steps of the attacks that take several; 0: 10, and 100 of those that are part of Auto-Attack."""
+    """Steps of the attacks that take several; 0: 10, 20 of pgd, and 100 of those that are part of Auto-Attack."""
     queries: int = 5000
     """Most evaluations of the network in square."""
     step_size: float = 0.0
@@ -125,10 +127,15 @@ class AdversarialConfig:
             raise UserError("images is for --report robust-accuracy; a single photo is --image FILE")
 
 
-DEMO = AdversarialConfig()
+DEMO = AdversarialConfig(attack="pgd", beside="fgsm")
 QUICK = replace(DEMO, epsilons=(0, 0.01, 0.1), epochs=2, test_images=50)
-ORIGINAL = replace(DEMO, decoder="tensorflow", epsilons=(0, 0.01, 0.1, 0.15))
+ORIGINAL = replace(DEMO, attack="fgsm", beside="", decoder="tensorflow", epsilons=(0, 0.01, 0.1, 0.15))
 PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}
+
+
+def attacks_on_photo(config: AdversarialConfig) -> tuple[str, ...]:
+    """Return the names of the attacks on a single photo, the main one first."""
+    return (config.attack, *([config.beside] if config.beside not in ("", config.attack) else []))
 
 
 def describe_attack(results: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from adversarial import defense, figures, one_photo, photos, robustness
 from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
 from adversarial.attacks import ATTACKS, LEAST_CLASSES, Ensemble, SweptAttack, select_settings
 from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
-from adversarial.config import DEFAULT_SIZE, DIGITS, AdversarialConfig
+from adversarial.config import DEFAULT_SIZE, DIGITS, AdversarialConfig, attacks_on_photo
 from adversarial.ensemble import Standing, attack_in_stages
 from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
@@ -102,7 +102,8 @@ def run(
     if classifier.assumed:
         log(f"adversarial: {config.weights} does not tell all; what is assumed: {classifier.assumed}")
     if config.report == "photo":
-        results = attack_photo(config, classifier, attack, _read_photo(config, photo, size, log), log)
+        swept = {name: make_attack(config, name) for name in attacks_on_photo(config)}
+        results = attack_photo(config, classifier, swept, _read_photo(config, photo, size, log), log)
     else:
         metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
         calls = MetricsLog(run_dir and run_dir / CALLS)
@@ -146,7 +147,7 @@ def manifest(config: AdversarialConfig) -> Manifest:
             "figures.npz": {"original": picture, "adversarial": ArraySpec((None, None, None, None, 3), "uint8")},
         },
         results=("true_class.index", "true_class.probability"),
-        figures=tuple(f"{name}.png" for name in figures.OF_A_PHOTO),
+        figures=tuple(f"{name}.png" for name in figures.of_a_photo(attacks_on_photo(config))),
     )
 
 
@@ -168,20 +169,21 @@ def _save(results: AdversarialResults, run_dir: Path | None, log: Log) -> None:
     log(results.summary())
 
 
-def make_attack(config: AdversarialConfig) -> SweptAttack:
-    """Return the attack that a configuration names, with its settings.
+def make_attack(config: AdversarialConfig, name: str = "") -> SweptAttack:
+    """Return an attack with the settings of a configuration, by default the one that it names.
 
     Raises:
         UserError: There is none of that name.
     """
-    if config.attack not in ATTACKS:
-        near = difflib.get_close_matches(config.attack, ATTACKS, 1)
-        expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ATTACKS)}"
-        raise UserError(f"attack: there is no {config.attack!r}; {expected}")
+    name = name or config.attack
     step_size = Epsilon(config.step_size, epsilon_range(config)).fraction
     settings: dict[str, Any] = {"queries": config.queries, "restarts": config.restarts, "momentum": config.momentum}
     settings |= {"step_size": step_size} if step_size else {}
-    attack = ATTACKS[config.attack]
+    if name not in ATTACKS:
+        near = difflib.get_close_matches(name, ATTACKS, 1)
+        expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ATTACKS)}"
+        raise UserError(f"attack: there is no {name!r}; {expected}")
+    attack = ATTACKS[name]
     steps = inspect.signature(attack).parameters.get("steps")
     own = DEFAULT_STEPS if steps is None or steps.default is steps.empty else steps.default
     settings = {"steps": config.steps or own, **settings}
@@ -191,16 +193,16 @@ def make_attack(config: AdversarialConfig) -> SweptAttack:
 def attack_photo(
     config: AdversarialConfig,
     classifier: Classifier,
-    attack: SweptAttack,
+    attacks: Mapping[str, SweptAttack],
     photo: tuple[Photo, str, str],
     log: Log = print,
 ) -> PhotoResults:
-    """Attack one photo with every objective and ε, and classify it before, after, and after it is saved.
+    """Attack one photo with every attack, objective and ε, and classify it before, after, and after it is saved.
 
     Args:
         config: Settings.
         classifier: What is attacked.
-        attack: From `make_attack`.
+        attacks: From `make_attack`, by name, the main one first.
         photo: The photo, its name, and what it is known to show, "" if nothing.
         log: Called with lines that say what is going on.
     """
@@ -224,15 +226,19 @@ def attack_photo(
     shown = [epsilon.value for epsilon in epsilons].index(config.epsilon)
     if config.norm == "linf" and config.epsilon and not epsilons[shown].whole_grey_levels:
         log(f"warning: epsilon {epsilons[shown]} is less than one grey level: no 8-bit picture can be changed by it")
-    sweep = one_photo.run_sweep(
-        lambda images: predict(classifier, images, rows),
-        partial(sweep_photo, attack, config.seed, classifier),
-        pixels,
-        objectives,
-        epsilons,
-        config.norm == "linf",
-    )
-    entries = one_photo.describe_sweep(sweep, pixels, objectives, epsilons, classes, config.attack)
+    sweeps, entries = [], []
+    for attack_name, attack in attacks.items():
+        sweep = one_photo.run_sweep(
+            lambda images: predict(classifier, images, rows),
+            partial(sweep_photo, attack, config.seed, classifier),
+            pixels,
+            objectives,
+            epsilons,
+            config.norm == "linf",
+        )
+        sweeps.append(sweep)
+        entries += one_photo.describe_sweep(sweep, pixels, objectives, epsilons, classes, attack_name)
+        _warn_of_zero_gradients(attack_name, sweep.zero_gradients, log)
     measures = {
         **_describe_setting(config, classifier),
         "photo": {"name": name, "size_pixels": len(pixels), "notes": list(notes)},
@@ -241,9 +247,7 @@ def attack_photo(
         "attacks": [row[shown] for row in entries],
         "sweep": [entry for row in entries for entry in row],
     }
-    names = tuple(objective.name for objective in objectives)
-    _warn_of_zero_gradients(sweep.zero_gradients, log)
-    return PhotoResults(config, classifier, pixels, logits, sweep, names, measures)
+    return PhotoResults(config, classifier, pixels, logits, one_photo.join_sweeps(sweeps), measures)
 
 
 def attack_photos(
@@ -326,7 +330,7 @@ def _measure_photos(
         log(f"adversarial: {len(skipped)} of {len(rows)} photos cannot be read and are left out")
     accuracy = robustness.estimate_accuracy(counted, epsilons)
     zero_gradients = robustness.mean_zero_gradients(counted, epsilons)
-    _warn_of_zero_gradients(zero_gradients, log)
+    _warn_of_zero_gradients(config.attack, zero_gradients, log)
     measures = {
         **_describe_setting(config, classifier),
         "attack_settings": dict(attack.settings),
@@ -416,12 +420,12 @@ def _open(config: AdversarialConfig, given: Classifier | Logits | None) -> tuple
     return classifier, config.size or size or DEFAULT_SIZE
 
 
-def _warn_of_zero_gradients(shares: np.ndarray | None, log: Log) -> None:
+def _warn_of_zero_gradients(name: str, shares: np.ndarray | None, log: Log) -> None:
     """Log a warning where an attack had no direction to follow too often."""
     worst = 0.0 if shares is None else float(np.max(shares, initial=0, where=np.isfinite(shares)))
     if worst > MOST_ZERO_GRADIENTS:
         log(
-            f"warning: up to {worst:.1%} of the gradients are 0 at every pixel, so the attack had no direction to go "
+            f"warning: up to {worst:.1%} of the gradients are 0 at every pixel, so {name} had no direction to go "
             "(masked gradients): a failure of it says little about the network"
         )
 

@@ -1,6 +1,7 @@
 """Figures of the attack experiment: arrays in, PNG out. `draw` redraws them all from a run directory."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from adversarial.config import describe_attack
 from latentlab.figures import BLUE, ORANGE, save
 from latentlab.storage.run_directory import read_json, read_npz
 
-OF_A_PHOTO = ("attacks", "confidence", "untargeted")
 BARS = 4
 SHOWN_RADII = 6
 LONGEST = 28  # characters of a name
@@ -42,19 +42,29 @@ def draw(run_dir: Path) -> list[Path]:
         pictures, swept = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
         radii = sorted({entry["epsilon"] for entry in results["sweep"]})
         shown = radii.index(results["attacks"][0]["epsilon"])
-        figures["attacks"] = lambda: attacks(
-            pictures["original"],
-            pictures["adversarial"][:, shown],
-            swept["before"],
-            swept["after_png"][:, shown],
-            swept["classes"].tolist(),
-            results["attacks"],
-        )
+        names = tuple(dict.fromkeys(entry["attack"] for entry in results["attacks"]))
+        for name, figure in zip(names, of_a_photo(names), strict=False):
+            rows = [row for row, entry in enumerate(results["attacks"]) if entry["attack"] == name]
+            figures[figure] = partial(
+                attacks,
+                pictures["original"],
+                pictures["adversarial"][rows, shown],
+                swept["before"],
+                swept["after_png"][rows, shown],
+                swept["classes"].tolist(),
+                [results["attacks"][row] for row in rows],
+            )
         figures["confidence"] = lambda: confidence(results["sweep"], results["attacks"], results["true_class"]["name"])
         figures["untargeted"] = lambda: untargeted(
-            pictures["adversarial"][0], [entry for entry in results["sweep"] if entry["objective"] == "untargeted"]
+            pictures["adversarial"][0],
+            [entry for entry in results["sweep"][: len(radii)] if entry["objective"] == "untargeted"],
         )
     return [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
+
+
+def of_a_photo(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the figures of a photo under some attacks, the main one first."""
+    return ("attacks", *(f"attacks_{name}" for name in names[1:]), "confidence", "untargeted")
 
 
 def attacks(
@@ -83,18 +93,24 @@ def attacks(
     handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
     grid[0, 3].legend(handles=handles, frameon=False, loc="lower right", fontsize=9)
     epsilon, unit, levels = (entries[0][f"epsilon{end}"] for end in ("", "_range", "_grey_levels"))
-    figure.suptitle(f"ε = {epsilon:g} of {unit}, {levels:.3g} grey levels; pictures as saved with 8 bits", fontsize=12)
+    attack = str(entries[0]["attack"]).upper()
+    size = f"ε = {epsilon:g} of {unit}, {levels:.3g} grey levels"
+    figure.suptitle(f"{attack}, {size}; pictures as saved with 8 bits", fontsize=12)
     return figure
 
 
 def confidence(sweep: Sequence[Entry], shown: Sequence[Entry], true_name: str) -> Figure:
-    """Draw a panel for each objective: the probability of the true class and of the target (or top class) against ε.
+    """Draw a panel for each attack and objective: the probability of the true class and the target against ε.
 
-    Marks above tell the ε at which the picture fools the network after it was saved.
+    Without a target it is that of the top class. Marks above tell the ε at which the objective is reached by the
+    picture as it was saved.
     """
-    figure = Figure(figsize=(3.1 * len(shown) + 0.6, 3.9), layout="constrained")
-    for axes, one in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
-        rows = [entry for entry in sweep if entry["objective"] == one["objective"]]
+    names = tuple(dict.fromkeys(entry["attack"] for entry in shown))
+    columns = len(shown) // len(names)
+    figure = Figure(figsize=(3.1 * columns + 0.6, 3.9 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), columns, sharey=True, squeeze=False)
+    for axes, one in zip(panels.flat, shown, strict=True):
+        rows = [entry for entry in sweep if (entry["attack"], entry["objective"]) == (one["attack"], one["objective"])]
         levels = [entry["epsilon_grey_levels"] for entry in rows]
         aimed = (
             ("target_probability", words(one["target_name"] or ""))
@@ -103,14 +119,16 @@ def confidence(sweep: Sequence[Entry], shown: Sequence[Entry], true_name: str) -
         )
         for key, label, colour in ((*aimed, ORANGE), ("true_class_probability", words(true_name), BLUE)):
             axes.plot(levels, [entry[key] for entry in rows], color=colour, label=label, marker="o", markersize=3.5)
-        fooled = [entry["epsilon_grey_levels"] for entry in rows if entry["success_after_png"]]
-        axes.plot(fooled, [1.07] * len(fooled), "v", color="0.25", markersize=4, label="fooled, as PNG")
+        reached = [entry["epsilon_grey_levels"] for entry in rows if entry["success_after_png"]]
+        axes.plot(reached, [1.07] * len(reached), "v", color="0.25", markersize=4, label="reached, as PNG")
         axes.axvline(one["epsilon_grey_levels"], color="0.8", linewidth=1, zorder=0)
         _radii(axes, levels)
         axes.set(ylim=(-0.02, 1.12), yticks=np.linspace(0, 1, 6))
-        axes.set_title(_aim(one).replace("\n", " "), fontsize=11)
+        attack = f"{one['attack'].upper()}, " if len(names) > 1 else ""
+        axes.set_title(attack + _aim(one).replace("\n", " "), fontsize=11)
         axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    figure.axes[0].set_ylabel("probability")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("probability")
     return figure
 
 

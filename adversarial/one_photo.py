@@ -95,6 +95,18 @@ def run_sweep(
     return Sweep(predict(images), pictures, predict(pictures), None if zeros is None else zeros[:, :, 0])
 
 
+def join_sweeps(sweeps: Sequence[Sweep]) -> Sweep:
+    """Return the objectives of several attacks as those of one sweep, the first attack's first."""
+    zeros = [sweep.zero_gradients for sweep in sweeps]
+    known = [part for part in zeros if part is not None]
+    return Sweep(
+        np.concatenate([sweep.probabilities for sweep in sweeps]),
+        np.concatenate([sweep.pictures for sweep in sweeps]),
+        np.concatenate([sweep.after_png for sweep in sweeps]),
+        np.concatenate(known) if len(known) == len(zeros) else None,
+    )
+
+
 def describe_sweep(
     found: Sweep,
     photo: Picture,
@@ -160,11 +172,12 @@ def summarize(results: Mapping[str, Any]) -> str:
     """Return the results in a few lines for the terminal."""
     first = results["attacks"][0]
     epsilon = f"{first['epsilon']:g} of {first['epsilon_range']} ({first['epsilon_grey_levels']:.4g} grey levels)"
-    lines = [
-        "taken for " + ", ".join(f"{one['name']} {one['probability']:.1%}" for one in results["top4"]),
-        f"after {results['attack']} with epsilon {epsilon}:",
-    ]
+    lines = ["taken for " + ", ".join(f"{one['name']} {one['probability']:.1%}" for one in results["top4"])]
+    attack = ""
     for entry in results["attacks"]:
+        if entry["attack"] != attack:
+            attack = entry["attack"]
+            lines.append(f"after {attack} with epsilon {epsilon}:")
         objective = entry["objective"] + (f", {entry['target_name']}" if entry["target_name"] else "")
         verdict = "reached" if entry["success"] else "missed"
         saved = "too" if entry["success"] == entry["success_after_png"] else "not" if entry["success"] else "though"

@@ -23,6 +23,8 @@ from latentlab.storage.run_directory import atomic, read_json, read_npz, write_j
 from latentlab.storage.weights import read_variables, variable_arrays
 
 NO_CLASS = -1
+EXERCISE = "fgsm"
+"""The exercise's attack, whose confidences are its answers."""
 TINY = np.finfo(np.float32).tiny
 DELIVERED = {2: "ans16", 3: "ans17", 4: "ans18"}
 """Rank of a target, and the exercise's name for the confidence after the attack aimed at it."""
@@ -38,7 +40,6 @@ class PhotoResults:
         photo: The photo, 0…255.
         logits: Of all classes, for the photo.
         sweep: Attacked pictures and the probabilities for them.
-        objectives: Names of the objectives.
         measures: What `results.json` holds.
     """
 
@@ -47,7 +48,6 @@ class PhotoResults:
     photo: UInt8[np.ndarray, "h w 3"]
     logits: Float[np.ndarray, " classes"]
     sweep: Sweep
-    objectives: tuple[str, ...]
     measures: Mapping[str, Any]
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
@@ -55,7 +55,11 @@ class PhotoResults:
         order = one_photo.rank_classes(self.logits)
         second, fourth = (order[place] if place < len(order) else NO_CLASS for place in (1, 3))
         answers = {"ans14": np.asarray(second), "ans15": np.asarray(fourth)}
-        confidences = {entry["objective"]: entry["confidence"] for entry in self.measures["attacks"]}
+        names = [entry["attack"] for entry in self.measures["attacks"]]
+        own = EXERCISE if EXERCISE in names else names[0]
+        confidences = {
+            entry["objective"]: entry["confidence"] for entry in self.measures["attacks"] if entry["attack"] == own
+        }
         for rank in self.config.targets:
             if rank in DELIVERED:
                 answers[DELIVERED[rank]] = np.asarray(confidences.get(f"rank {rank}", np.nan))
@@ -83,7 +87,12 @@ class PhotoResults:
         """
         values = sorted({entry["epsilon"] for entry in self.measures["sweep"]})
         shown = self.sweep.pictures[:, values.index(self.config.epsilon)]  # figures.npz has those of every ε
-        for name, picture in zip(["original", *self.objectives], [self.photo, *shown], strict=True):
+        first = self.measures["attacks"][0]["attack"]
+        names = [
+            entry["objective"] + (f" {entry['attack']}" if entry["attack"] != first else "")
+            for entry in self.measures["attacks"]
+        ]
+        for name, picture in zip(["original", *names], [self.photo, *shown], strict=True):
             with atomic(run_dir / "pictures" / file_name(name.replace(" ", "_"))) as file:
                 file.write(encode_png(picture)[0])
         for file_of_arrays, arrays in self.arrays().items():
@@ -101,9 +110,8 @@ class PhotoResults:
         pictures, swept = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
         measures = read_json(run_dir / "results.json")
         sweep = Sweep(swept["probabilities"], pictures["adversarial"], swept["after_png"])
-        objectives = tuple(entry["objective"] for entry in measures["attacks"])
         logits = swept.get("logits", np.log(swept["before"] + TINY))  # runs of before kept probabilities alone
-        return cls(config, classifier, pictures["original"], logits, sweep, objectives, measures)
+        return cls(config, classifier, pictures["original"], logits, sweep, measures)
 
 
 @dataclass(frozen=True, eq=False)

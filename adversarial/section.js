@@ -5,9 +5,9 @@ function ordinal(objective) {
 }
 function attack(section) {
   if (section.robust) return robust(section.robust);
-  const { objectives, levels } = section;
-  const state = { objective: 0, at: section.start };
-  const original = picture("photo", "picture"), noise = picture("perturbation", "picture"), fooled = picture("adversarial picture", "picture");
+  const { objectives, levels } = section, attacks = [...new Set(objectives.map((objective) => objective.attack))];
+  const state = { objective: section.first, at: section.start };
+  const original = picture("photo", "picture"), noise = picture("perturbation", "picture"), made = picture("adversarial picture", "picture");
   const enlarged = noise.figure.querySelector("figcaption"), badge = el("span", { class: "badge" }), bars = el("div", { class: "bars" });
   const where = el("p"), curves = el("div");
   let curve = null;
@@ -16,8 +16,8 @@ function attack(section) {
   const draw = async () => {
     const objective = objectives[state.objective], now = objective.entries[state.at], at = `${state.objective} ${state.at}`;
     curve.mark(state.at);
-    badge.textContent = now.fools ? "the saved PNG still fools the network" : "the saved PNG does not fool the network";
-    badge.className = `badge ${now.fools ? "yes" : "no"}`;
+    badge.textContent = `objective ${now.reached ? "reached" : "missed"} by the saved PNG`;
+    badge.className = `badge ${now.reached ? "yes" : "no"}`;
     bars.replaceChildren(...now.top.flatMap(({ name, probability, saved, own }) => {
       const bar = el("i"), mark = el("b", { title: `saved as PNG: ${percent(saved, 1)}` });
       bar.style.width = percent(probability, 2).replace(" ", "");
@@ -26,18 +26,18 @@ function attack(section) {
     }));
     const [photo, difference] = await Promise.all([sprite(section.original).pixels(0), sprite(objective.differences).pixels(state.at)]);
     if (at !== `${state.objective} ${state.at}`) return;
-    const shown = new ImageData(photo.width, photo.height), made = new ImageData(photo.width, photo.height);
-    made.data.forEach((_, index) => { made.data[index] = index % 4 < 3 ? (photo.data[index] + difference.data[index] + 128) & 255 : 255; });
-    const changes = Array.from(made.data, (value, index) => (index % 4 < 3 ? value - photo.data[index] : 0));
+    const shown = new ImageData(photo.width, photo.height), pixels = new ImageData(photo.width, photo.height);
+    pixels.data.forEach((_, index) => { pixels.data[index] = index % 4 < 3 ? (photo.data[index] + difference.data[index] + 128) & 255 : 255; });
+    const changes = Array.from(pixels.data, (value, index) => (index % 4 < 3 ? value - photo.data[index] : 0));
     const most = changes.reduce((greatest, change) => Math.max(greatest, Math.abs(change)), 1);
     changes.forEach((change, index) => { shown.data[index] = index % 4 < 3 ? 127.5 + change * (127.5 / most) : 255; });
-    for (const [{ canvas }, image] of [[noise, shown], [fooled, made]]) {
+    for (const [{ canvas }, image] of [[noise, shown], [made, pixels]]) {
       Object.assign(canvas, { width: image.width, height: image.height });
       canvas.getContext("2d").putImageData(image, 0, 0);
       canvas.dataset.index = at;
     }
     enlarged.textContent = now.most ? `perturbation × ${(127.5 / most).toFixed(0)} (±${now.most} grey levels)` : "no perturbation";
-    fooled.figure.querySelector("figcaption").textContent = `adversarial picture: ${words(now.top[0].name)}`;
+    made.figure.querySelector("figcaption").textContent = `adversarial picture: ${words(now.top[0].name)}`;
   };
   const change = () => {
     const objective = objectives[state.objective];
@@ -54,11 +54,11 @@ function attack(section) {
     (at) => `${significant(levels[at], 3)} grey levels (${significant(section.epsilons[at], 3)} of ${section.unit})`);
   change();
   return [
-    el("p", {}, `${section.attack}, in ${section.norm}, against the network's ${words(section.truth)}. Bars are what the network makes of the `
+    el("p", {}, `${attacks.join(" and ")}, in ${section.norm}, against the network's ${words(section.truth)}. Bars are what the network makes of the `
       + "picture as computed; the black marks, of the picture saved with 8 bits, which is the one that is shown."),
-    el("div", { class: "controls" }, choice("objective", objectives.map((objective) => objective.target ? `${ordinal(objective.name)}: ${words(objective.target)}` : objective.name),
-      (index) => { state.objective = index; change(); }), one.box),
-    el("div", { class: "two pictures" }, original.figure, noise.figure, fooled.figure),
+    el("div", { class: "controls" }, choice("objective", objectives.map((objective) => (attacks.length > 1 ? `${objective.attack}, ` : "")
+      + (objective.target ? `${ordinal(objective.name)}: ${words(objective.target)}` : objective.name)), (index) => { state.objective = index; change(); }, state.objective), one.box),
+    el("div", { class: "two pictures" }, original.figure, noise.figure, made.figure),
     el("p", {}, badge),
     el("div", { class: "two" }, el("div", {}, el("h3", {}, "Four likeliest classes"), bars), el("div", {}, el("h3", {}, "Over the sweep"), curves, where)),
   ];

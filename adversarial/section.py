@@ -31,15 +31,17 @@ def make_section(run_dir: Path) -> dict[str, Any]:
     first = rows[0]
     radii = [entry["epsilon"] for entry in first]
     own = int(results["true_class"]["index"])
+    shown = radii.index(results["attacks"][0]["epsilon"])
+    reached = [index for index, row in enumerate(rows) if row[shown]["success_after_png"]]
     return {
-        "attack": str(results["attack"]).upper(),
         "norm": NORMS[results["norm"]],
         "truth": str(results["true_class"]["name"]),
         "original": sprite(pictures["original"][None], lossless=True),
         "levels": [float(entry["epsilon_grey_levels"]) for entry in first],
         "epsilons": [float(radius) for radius in radii],
         "unit": str(first[0]["epsilon_range"]),
-        "start": radii.index(results["attacks"][0]["epsilon"]),
+        "start": shown,
+        "first": reached[0] if reached else 0,
         "objectives": [
             _describe_objective(row, saved, index, own, pictures["adversarial"][index], pictures["original"])
             for index, row in enumerate(rows)
@@ -97,12 +99,13 @@ def _describe_objective(
     before = int(np.argmax(saved["before"]))
     flips = [at for at, entry in enumerate(row) if entry["top1_index"] != before]
     return {
+        "attack": str(row[0]["attack"]).upper(),
         "name": row[0]["objective"],
         "target": row[0]["target_name"],
         "differences": sprite(differences, lossless=True),
         "entries": [
             {
-                "fools": bool(entry["success_after_png"]),
+                "reached": bool(entry["success_after_png"]),
                 "most": int(entry["linf_grey_levels"]),
                 "truth": float(entry["true_class_probability"]),
                 "aimed": float(entry["target_probability"] if entry["target_name"] else entry["confidence"]),

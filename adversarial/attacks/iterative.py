@@ -116,7 +116,7 @@ def pgd(
     labels: Labels,
     *,
     epsilon: Radius,
-    steps: int = 10,
+    steps: int = 20,
     step_size: Radius | None = None,
     restarts: int = 1,
     targeted: bool | Bool[AnyArray, ""] = False,

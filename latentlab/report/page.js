@@ -91,10 +91,10 @@ function select(label, names, change) {
   fill(names);
   return { box: el("label", {}, label, input), fill };
 }
-function choice(label, items, change) {
+function choice(label, items, change, chosen = 0) {
   const name = `choice${numbered++}`;
   const made = items.map((shown, index) => {
-    const input = el("input", { type: "radio", name, value: index, checked: index === 0, onchange: () => change(index) });
+    const input = el("input", { type: "radio", name, value: index, checked: index === chosen, onchange: () => change(index) });
     if (shown instanceof Element) input.setAttribute("aria-label", shown.getAttribute("aria-label"));
     return el("label", {}, input, shown instanceof Element ? shown : el("span", {}, shown));
   });

@@ -87,9 +87,10 @@ def test_a_run_on_a_photo_is_complete(finished: Path, capsys: pytest.CaptureFixt
     assert "complete, ans14, ans15, ans16, ans17, ans18" in capsys.readouterr().out
     results, answers = read_json(finished / "results.json"), read_npz(finished / "deliverables.npz")
     assert [entry["index"] for entry in results["top4"]][1::2] == [answers["ans14"], answers["ans15"]]
-    for number, entry in zip((16, 17, 18), results["attacks"][1:4], strict=True):
-        assert answers[f"ans{number}"] == entry["confidence"]
-    assert len(results["sweep"]) == 5 * len(RADII)
+    assert [entry["attack"] for entry in results["attacks"]] == ["pgd"] * 5 + ["fgsm"] * 5
+    for number, entry in zip((16, 17, 18), results["attacks"][6:9], strict=True):
+        assert answers[f"ans{number}"] == entry["confidence"], "the exercise has FGSM"
+    assert len(results["sweep"]) == 2 * 5 * len(RADII)
     assert MetricsLog(finished / "metrics.jsonl").rows() == results["sweep"]
     assert {entry["epsilon_range"] for entry in results["sweep"]} == {"[-1, 1]"}
 
@@ -97,10 +98,11 @@ def test_a_run_on_a_photo_is_complete(finished: Path, capsys: pytest.CaptureFixt
 def test_saved_pictures_are_those_that_were_classified(finished: Path, weights: Path) -> None:
     results = read_json(finished / "results.json")
     read = {path.stem: np.asarray(Image.open(path)) for path in (finished / "pictures").iterdir()}
-    assert set(read) == {"original", "untargeted", "rank_2", "rank_3", "rank_4", "class_class_3"}
+    objectives = ("untargeted", "rank_2", "rank_3", "rank_4", "class_class_3")
+    assert set(read) == {"original", *objectives, *(f"{name}_fgsm" for name in objectives)}
     classifier, _ = open_classifier(AdversarialConfig(weights=str(weights)), RANGES["minus-one-one"])
     for entry in results["attacks"]:
-        picture = read[entry["objective"].replace(" ", "_")]
+        picture = read[entry["objective"].replace(" ", "_") + ("_fgsm" if entry["attack"] == "fgsm" else "")]
         assert np.abs(picture.astype(int) - read["original"]).max() == entry["linf_grey_levels"] == 2  # of 2.55
         after = experiment.predict(classifier, picture[None], 1)[0]
         assert classifier.classes[after.argmax()].name == entry["top1_name_after_png"]
@@ -110,7 +112,7 @@ def test_saved_pictures_are_those_that_were_classified(finished: Path, weights: 
 def test_figures_can_be_drawn_again(finished: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     drawn = {path.name: path.read_bytes() for path in (copy / "figures").iterdir()}
-    assert set(drawn) == {"attacks.png", "confidence.png", "untargeted.png"}
+    assert set(drawn) == {"attacks.png", "attacks_fgsm.png", "confidence.png", "untargeted.png"}
     shutil.rmtree(copy / "figures")
     assert cli.main(["figures", str(copy)]) == 0
     assert {path.name: path.read_bytes() for path in (copy / "figures").iterdir()} == drawn
@@ -224,7 +226,7 @@ def test_no_class_name_is_a_path_or_a_formula(attack: Command, tmp_path: Path, p
     names.write_text("$\\\\alpha$\n../../up\nBär_<b>\n_\n%s{0}\n" + "long " * 30 + "\n", encoding="utf-8")
     assert attack("--names", str(names), "--label", "0", "--targets", "-1", "--target-classes", "1", "5") == 0
     written = {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
-    assert "class_..%2F..%2Fup.png" in written and len(written) == 5
+    assert {"class_..%2F..%2Fup.png", "class_..%2F..%2Fup_fgsm.png"} <= written and len(written) == 9
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

@@ -1,5 +1,6 @@
 """One photo under attack, with a network that is two lines long: objectives, sweeps, and what results tell of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -130,12 +131,13 @@ def test_by_small_epsilons_targets_become_likelier_and_the_true_class_less_likel
 
 def test_the_summary_says_what_survives() -> None:
     entry = {
-        "objective": "rank 2", "target_name": "pug", "top1_name": "pug", "confidence": 0.9, "success": True,
+        "attack": "fgsm", "objective": "rank 2", "target_name": "pug", "top1_name": "pug", "confidence": 0.9,
+        "success": True,
         "success_after_png": False, "top1_name_after_png": "cat", "confidence_after_png": 0.5, "linf_grey_levels": 2,
         "epsilon": 0.01, "epsilon_range": "[0, 1]", "epsilon_grey_levels": 2.55,
     }  # fmt: skip
     told = one_photo.summarize({"top4": [{"name": "cat", "probability": 0.8}], "attack": "fgsm", "attacks": [entry]})
-    assert "taken for cat 80.0%" in told and "0.01 of [0, 1] (2.55 grey levels)" in told
+    assert "taken for cat 80.0%" in told and "after fgsm with epsilon 0.01 of [0, 1] (2.55 grey levels)" in told
     assert "rank 2, pug: pug 90.0%, reached; as PNG, ±2 grey levels, not: cat 50.0%" in told
 
 
@@ -156,3 +158,11 @@ def test_attacks_of_several_steps_sweep_as_one_by_one(photo: np.ndarray, name: A
         alone = ATTACKS[name](one[None], logits, unit, label, **options, **settings)
         np.testing.assert_allclose(swept.images[row, column], alone.images, atol=1e-6)
         assert swept.success[row, column] == alone.success
+
+
+def test_several_attacks_are_one_sweep(found: one_photo.Sweep) -> None:
+    joined = one_photo.join_sweeps([found, found])
+    np.testing.assert_array_equal(joined.pictures[len(found.pictures) :], found.pictures)
+    assert joined.zero_gradients is not None and len(joined.zero_gradients) == len(joined.after_png)
+    without = one_photo.join_sweeps([found, replace(found, zero_gradients=None)])
+    assert without.zero_gradients is None
