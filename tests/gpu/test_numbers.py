@@ -199,12 +199,15 @@ def test_mobilenet_v2_and_its_gradient_in_the_image(
     record_property("MobileNetV2, signs of the gradient that agree", f"{share:.4%}")
 
 
-@pytest.mark.parametrize("name", attacks.ATTACKS)
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "mi-fgsm", "apgd-ce", "fab-t", "square"])
 def test_attacks_stay_in_the_ball_and_raise_the_loss(
     name: str, photos: tuple[Any, np.ndarray, np.ndarray], record_property: Tell
 ) -> None:
-    """FGSM moves pixels as in float64; where an attack goes on, the signs that differ lead to others."""
-    settings = attacks.select_settings(attacks.ATTACKS[name], {"steps": 4})
+    """FGSM moves pixels as in float64; where an attack goes on, the signs that differ lead to others.
+
+    The other attacks are made of the same parts.
+    """
+    settings = attacks.select_settings(attacks.ATTACKS[name], {"steps": 4, "queries": 30})
 
     def attack(variables: Any, images: Array, labels: Array) -> tuple[Array, Array, Array]:
         logits = logits_of(variables)
@@ -216,7 +219,8 @@ def test_attacks_stay_in_the_ball_and_raise_the_loss(
         with jax.default_matmul_precision(precision):
             found, before, after = map(np.asarray, jax.jit(attack)(*photos))
         assert np.abs(found - photos[1]).max() <= EPSILON + 1e-6 and found.min() >= 0 and found.max() <= 1
-        assert np.mean(after) > np.mean(before)
+        least_rise = -1e-5 if name == "fab-t" else 0  # which leaves what it cannot reach as it is
+        assert np.mean(after) - np.mean(before) > least_rise
         if exact:
             share = np.mean(np.abs(found - exact[0]) < 1e-6)
             assert share > least
