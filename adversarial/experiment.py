@@ -187,7 +187,10 @@ def make_attack(config: AdversarialConfig, name: str = "") -> SweptAttack:
     steps = inspect.signature(attack).parameters.get("steps")
     own = DEFAULT_STEPS if steps is None or steps.default is steps.empty else steps.default
     settings = {"steps": config.steps or own, **settings}
-    return SweptAttack(attack, config.norm, tuple(select_settings(attack, settings).items()))
+    chosen = select_settings(attack, settings)
+    if isinstance(attack, Ensemble) and "square" not in dict(attack.members):
+        del chosen["queries"]
+    return SweptAttack(attack, config.norm, tuple(chosen.items()))
 
 
 def attack_photo(

@@ -159,6 +159,7 @@ def test_results_are_what_the_networks_withstand(made: tuple[Path, DefenseResult
         low, high = np.clip(interval, 0, 1)
         np.testing.assert_allclose((entries[1]["accuracy_low"], entries[1]["accuracy_high"]), (low, high), atol=1e-9)
         assert sum(entries[2]["felled_by"].values()) == 48
+    assert results.measures["attack_settings"] == {"steps": 4}, "no square, so no queries"
     assert "auto-fast" in results.measures["attack"] and "2 seeds" in results.summary()
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert {(row["model"], row["seed"]) for row in rows if "loss" in row} == {
