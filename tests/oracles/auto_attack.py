@@ -28,6 +28,7 @@ THEIRS = {"linf": "Linf", "l2": "L2"}
 MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square")
 STEPS = 10
 WATCHED = 32
+SEEDS = 3
 
 
 def network(name):
@@ -92,6 +93,17 @@ def watch_apgd(model, images, labels, start, loss, norm, epsilon):
     return np.stack(watched.seen[: STEPS + 1])
 
 
+def robust_over_seeds(model, images, labels, norm, epsilon, member):
+    """Robust accuracy of APGD from `SEEDS` random starts."""
+    found = []
+    for seed in range(SEEDS):
+        attack = AutoAttack(model, norm=THEIRS[norm], eps=epsilon, version="custom", attacks=[member], seed=seed)
+        attack.verbose, attack.apgd.n_restarts = False, 1
+        moved, _ = attack.run_standard_evaluation(images, labels, batch_size=500)
+        found.append((model(moved).argmax(1) == labels).float().mean().item())
+    return np.asarray(found)
+
+
 def main():
     torch.set_num_threads(2)
     found = {}
@@ -137,6 +149,9 @@ def main():
         model = network(name)
         for norm, epsilons in EPSILONS.items():
             for epsilon in epsilons:
+                for member in MEMBERS[:2]:
+                    shares = robust_over_seeds(model, images, labels, norm, epsilon, member)
+                    found[f"seeds/{name}/{norm}/{epsilon}/{member}"] = shares
                 for member in (*MEMBERS, "standard"):
                     attacks = ["apgd-ce", "apgd-t", "fab-t", "square"] if member == "standard" else [member]
                     attack = AutoAttack(

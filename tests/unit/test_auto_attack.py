@@ -321,30 +321,33 @@ def test_two_classes_have_attacks() -> None:
             assert found.success.tolist() == [succeeds], name
 
 
-def robust_digits(name: str, member: str, norm: Norm, epsilon: float, digits: LabeledImages, count: int) -> np.ndarray:
+def robust_digits(
+    name: str, member: str, norm: Norm, epsilon: float, digits: LabeledImages, count: int, seed: int = 0
+) -> np.ndarray:
     """Which of the first digits withstand a member of the ensemble, alone."""
     photos, labels, radii = digits.images[:count], digits.labels[:count], [Epsilon(epsilon, RANGES["zero-one"])]
     attack: Any = ATTACKS[member] if member == "auto" else Ensemble(((member, ATTACKS[member]),))
-    return attack_in_stages(classifier_of(name), SweptAttack(attack, norm), 0, photos, labels, radii, count).as_floats[
-        :, 0
-    ]
+    swept = SweptAttack(attack, norm)
+    return attack_in_stages(classifier_of(name), swept, seed, photos, labels, radii, count).as_floats[:, 0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
-@pytest.mark.parametrize(
-    ("norm", "epsilons"), [("linf", (0.1, 0.2, 0.3)), ("l2", (1.5,))], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("norm", "epsilons"), [("linf", (0.1, 0.2, 0.3)), ("l2", (1.5,))], ids=["linf", "l2"])
 @pytest.mark.parametrize("name", NAMES)
 def test_robust_accuracy_of_apgd_is_that_of_auto_attack(
-    name: str, norm: Norm, epsilons: tuple[float, ...], loss: str, expected: dict[str, np.ndarray],
+    name: str,
+    norm: Norm,
+    epsilons: tuple[float, ...],
+    loss: str,
+    expected: dict[str, np.ndarray],
     digits: LabeledImages,
-) -> None:  # fmt: skip
-    """Of 500 digits; never higher by more than half a point. Every member: `benchmarks/auto_attack.py`."""
+) -> None:
+    """Of 500 digits, over three random starts. Every member: `benchmarks/auto_attack.py`."""
     for epsilon in epsilons:
-        found = robust_digits(name, f"apgd-{loss}", norm, epsilon, digits, 500).mean()
-        theirs = expected[f"robust/{name}/{norm}/{epsilon}/apgd-{loss}"].mean()
-        assert theirs - 0.02 <= found <= theirs + 0.005 + 1e-9, epsilon
+        found = [robust_digits(name, f"apgd-{loss}", norm, epsilon, digits, 500, seed).mean() for seed in range(3)]
+        theirs = expected[f"seeds/{name}/{norm}/{epsilon}/apgd-{loss}"].mean()
+        np.testing.assert_allclose(np.mean(found), theirs, atol=0.005)
 
 
 @pytest.mark.slow
@@ -353,11 +356,11 @@ def test_robust_accuracy_of_apgd_is_that_of_auto_attack(
 def test_every_member_finds_as_many_as_auto_attack(
     norm: Norm, member: str, expected: dict[str, np.ndarray], digits: LabeledImages
 ) -> None:
-    """Of 100 digits, on the network that was trained against attacks; two digits are chance."""
+    """Of 100 digits, on the network that was trained against attacks; two are chance, and FAB-T finds more here."""
     epsilon = {"linf": 0.2, "l2": 1.5}[norm]
     found = robust_digits("pgd", member, norm, epsilon, digits, 100).sum()
     theirs = expected[f"robust/pgd/{norm}/{epsilon}/{'standard' if member == 'auto' else member}"][:100].sum()
-    assert abs(int(found) - int(theirs)) <= 2
+    assert int(theirs) - (5 if member == "fab-t" else 2) <= int(found) <= int(theirs) + 2
 
 
 def test_wrapped_functions_go_through_stages() -> None:
