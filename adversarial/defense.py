@@ -8,7 +8,7 @@ the outcome of every call.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,14 @@ from latentlab.storage.metrics import MetricsLog
 from latentlab.training.loop import LoopSchedule, init_states, resident_steps_per_dispatch, resident_train_steps
 from latentlab.training.resume import train_with_checkpoints
 
-TRAININGS: tuple[Training, ...] = ("standard", "pgd", "trades")
+TRAININGS: tuple[Training, ...] = get_args(Training)
 """Trainings in the order of their keys: that of seed s and training i is `fold_in(key(s), i)`."""
 EPSILONS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 """Radii of the sweep of digits, in [0, 1], where none are given."""
 BATCH_SIZE, LEARNING_RATE, WARMUP = 50, 2e-3, 0.6
 """Digits a step, Adam's rate, which falls as a cosine, and the share of the steps in which ε grows."""
-DIGITS_A_PHOTO = 16
+DIGITS_PER_PHOTO = 16
+"""Digits that are attacked at once for every photo that would be."""
 EVALUATED_AT_ONCE = 500
 
 Log = Callable[[str], None]
@@ -84,9 +85,8 @@ def run(
                     data.test.images,
                     data.test.labels,
                     radii,
-                    config.batch_size * DIGITS_A_PHOTO,
+                    config.batch_size * DIGITS_PER_PHOTO,
                     calls=_open_calls(run_dir, kind, seed),
-                    report=lambda line: None,
                 )
             )
     arrays = {
@@ -112,13 +112,6 @@ def epsilons(config: AdversarialConfig) -> list[Epsilon]:
     values = EPSILONS if config.epsilons == AdversarialConfig.epsilons else config.epsilons
     unit = RANGES["zero-one" if config.range == "auto" else config.range]
     return [Epsilon(value, unit) for value in sorted({0.0, *values})]
-
-
-def make_training(config: AdversarialConfig, kind: Training, classes: int, steps: int) -> AdversarialTraining:
-    """Return a training with the settings of a configuration."""
-    network = DigitsNetwork(classes)
-    settings: dict[str, Any] = {"epsilon": config.train_epsilon, "steps": config.train_steps}
-    return AdversarialTraining(network, kind, warmup_steps=int(WARMUP * steps), **settings)
 
 
 def _select_digits(config: AdversarialConfig, data: Dataset) -> Dataset:
@@ -151,14 +144,15 @@ def _train(
     steps = -(-count // size)
     dispatch = resident_steps_per_dispatch(steps, config.epochs, config.seeds)
     schedule = LoopSchedule(count, size, config.epochs, dispatch, max(1, config.epochs // 10))
-    training = make_training(config, kind, len(data.classes), config.epochs * steps)
+    network, warmup = DigitsNetwork(len(data.classes)), int(WARMUP * config.epochs * steps)
+    training = AdversarialTraining(network, kind, config.train_epsilon, config.train_steps, warmup_steps=warmup)
     optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, config.epochs * steps))
 
     def key_of_seed(seed: Array) -> Key[Array, ""]:
         return jax.random.fold_in(jax.random.key(seed), TRAININGS.index(kind))
 
     def evaluate(variables: Variables) -> dict[str, np.ndarray]:
-        correct = _recognise(training.network, variables, data, config.seeds)
+        correct = _recognise(network, variables, data, config.seeds)
         return {"accuracy": correct.mean(axis=1)}
 
     digits = parallel.put_replicated((data.train.images, data.train.labels))

@@ -19,8 +19,8 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Key
 
-from adversarial.attacks.base import split_keys
-from adversarial.attacks.iterative import REACH, random_uniform_start, walk
+from adversarial.attacks.base import random_in_ball, random_start, split_keys
+from adversarial.attacks.iterative import REACH, walk
 from adversarial.attacks.losses import cross_entropy, odds_gradient
 from adversarial.config import Training
 from latentlab.arrays import AnyArray
@@ -93,7 +93,7 @@ class AdversarialTraining:
         fixed = partial(_apply, self.network, jax.lax.stop_gradient(variables["params"]))
         keys = split_keys(key, len(images))
         if self.kind == "pgd":
-            start = random_uniform_start(keys, images, epsilon, "linf", (0.0, 1.0))
+            start = random_start(random_in_ball, keys, images, epsilon, "linf", (0.0, 1.0))
             moved = self._walk(lambda x: odds_gradient(fixed, x, labels, False), images, start, epsilon)
             return Loss(cross_entropy(logits(moved), labels), {}, {})
         noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)

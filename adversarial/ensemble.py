@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Key, UInt8
 
 from adversarial.attacks import Attack, Norm, SweptAttack, evaluate_logits, select_settings
 from adversarial.attacks.auto import Ensemble, Stage
@@ -112,6 +112,12 @@ def attack_in_stages(
     return Standing(as_floats, on_grid, names, shares, is_finite)
 
 
+def photo_keys(seed: int, numbers: Int[np.ndarray, " n"]) -> Key[Array, " n"]:
+    """Return the key of every photo, by its number."""
+    keys: Key[Array, " n"] = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(numbers)
+    return keys
+
+
 def _run_stage(
     classifier: Classifier,
     attack: SweptAttack,
@@ -125,8 +131,7 @@ def _run_stage(
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of every photo whether it fell, whether rounded to 8 bits, and its zero gradients, -1 without any."""
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.asarray(numbers, jnp.uint32))
-    rows = (photos, np.asarray(jax.random.key_data(fold_in(keys, stage.member))), labels)
+    rows = (photos, np.asarray(jax.random.key_data(fold_in(photo_keys(seed, numbers), stage.member))), labels)
     shared = (classifier, np.float32(epsilon.fraction), np.float32(levels), np.int32(stage.rank or 0))
     settings = tuple(select_settings(stage.attack, dict(attack.settings)).items())
     static = (stage.attack, attack.norm, settings, stage.rank is not None)

@@ -26,7 +26,7 @@ from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
 from adversarial.attacks import ATTACKS, LEAST_CLASSES, Ensemble, SweptAttack, select_settings
 from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
 from adversarial.config import DEFAULT_SIZE, DIGITS, AdversarialConfig, attacks_on_photo
-from adversarial.ensemble import Standing, attack_in_stages
+from adversarial.ensemble import Standing, attack_in_stages, photo_keys
 from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
 from adversarial.results import DELIVERED, AdversarialResults, DefenseResults, PhotoResults, RobustnessResults
@@ -83,16 +83,14 @@ def run(
     attack = make_attack(config)
     results: AdversarialResults
     if config.classifier == DIGITS and classifier is None:
-        results = defense.run(config, attack, data or open_dataset(config.data), run_dir, log)
+        data = data or open_dataset(config.data)
+        _check_classes([config.attack], len(data.classes))
+        results = defense.run(config, attack, data, run_dir, log)
         _save(results, run_dir, log)
         return results
     classifier, size = _open(config, classifier)
-    least, classes = LEAST_CLASSES.get(config.attack, 2), len(classifier.classes)
-    if classes < least:
-        raise UserError(
-            f"attack: the loss of {config.attack} is defined for {least} classes and more, but the network has "
-            f"{classes}; expected another, such as {' or '.join(OF_TWO_CLASSES)}"
-        )
+    names = attacks_on_photo(config) if config.report == "photo" else (config.attack,)
+    _check_classes(names, len(classifier.classes))
     epsilon = Epsilon(config.epsilon, epsilon_range(config))
     log(
         f"adversarial: {config.weights}, {len(classifier.classes)} classes, images of {size}×{size} fed in "
@@ -102,7 +100,7 @@ def run(
     if classifier.assumed:
         log(f"adversarial: {config.weights} does not tell all; what is assumed: {classifier.assumed}")
     if config.report == "photo":
-        swept = {name: make_attack(config, name) for name in attacks_on_photo(config)}
+        swept = {name: make_attack(config, name) for name in names}
         results = attack_photo(config, classifier, swept, _read_photo(config, photo, size, log), log)
     else:
         metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
@@ -159,6 +157,20 @@ def model_range(config: AdversarialConfig) -> PixelRange:
 def epsilon_range(config: AdversarialConfig) -> PixelRange:
     """Return the range of pixels that ε is counted in."""
     return RANGES["zero-one" if config.range == "auto" else config.range]
+
+
+def _check_classes(names: Sequence[str], count: int) -> None:
+    """Check that the losses of attacks are defined for so many classes.
+
+    Raises:
+        UserError: One is not.
+    """
+    for name in names:
+        if 2 <= count < LEAST_CLASSES.get(name, 2):
+            raise UserError(
+                f"attack: the loss of {name} is defined for {LEAST_CLASSES[name]} classes and more, but the network "
+                f"has {count}; expected another, such as {' or '.join(OF_TWO_CLASSES)}"
+            )
 
 
 def _save(results: AdversarialResults, run_dir: Path | None, log: Log) -> None:
@@ -284,8 +296,7 @@ def attack_photos(
         start: int, read: LocalRows | np.ndarray, true: np.ndarray, report: Log
     ) -> robustness.AttackedPhotos | Standing:
         if isinstance(read, LocalRows):
-            numbers = jnp.arange(start, start + len(true))
-            keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(numbers)
+            keys = photo_keys(config.seed, np.arange(start, start + len(true)))
             return robustness.attack_and_classify(classifier, attack, keys, read, true, epsilons, per_device)
         how: dict[str, Any] = {"first": start, "calls": calls, "report": report}
         return attack_in_stages(classifier, attack, config.seed, read, true, epsilons, per_device, **how)

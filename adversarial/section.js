@@ -64,8 +64,8 @@ function attack(section) {
   ];
 }
 
-function robust({ photos, attack, levels, curves }) {
-  const made = chart({ label: "Share of photos that are still recognised, against ε", x: levels, xLabel: "ε, grey levels", yLabel: "recognised",
+function robust({ photos, what, attack, levels, curves }) {
+  const made = chart({ label: `Share of ${what} that are still recognised, against ε`, x: levels, xLabel: "ε, grey levels", yLabel: "recognised",
     curves: curves.map(({ name, value }, index) => ({ name, values: value, hue: ["blue", "orange", "green"][index], dash: [null, "7 4", "2 3"][index] })), band: curves[0] });
   const told = el("p");
   const show = (at) => {
@@ -74,7 +74,7 @@ function robust({ photos, attack, levels, curves }) {
   };
   const one = slider("ε", levels.length, 0, show, (at) => `${significant(levels[at], 3)} grey levels`);
   show(0);
-  return [el("p", {}, `${photos.toLocaleString("en")} photos. Robust accuracy against ${attack}: an upper bound, for a stronger attack may find more.`), el("div", { class: "controls" }, one.box), made.node, told];
+  return [el("p", {}, `${photos.toLocaleString("en")} ${what}. Robust accuracy against ${attack}: an upper bound, for a stronger attack may find more.`), el("div", { class: "controls" }, one.box), made.node, told];
 }
 
 sectionMakers.attack = attack;

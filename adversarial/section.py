@@ -55,6 +55,7 @@ def accuracy_curves(results: Mapping[str, Any]) -> dict[str, Any]:
     kinds = {"accuracy": "as computed", "accuracy_8_bit": "saved with 8 bits"}
     return {
         "photos": int(results["photos"]),
+        "what": "photos",
         "attack": describe_attack(results),
         "levels": [float(entry["epsilon_grey_levels"]) for entry in entries],
         "curves": [
@@ -75,6 +76,7 @@ def training_curves(results: Mapping[str, Any]) -> dict[str, Any]:
     ends = {"value": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     return {
         "photos": int(results["photos"]),
+        "what": "digits",
         "attack": describe_attack(results),
         "levels": [float(entry["epsilon_grey_levels"]) for entry in next(iter(trainings.values()))],
         "curves": [

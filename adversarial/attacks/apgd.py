@@ -36,6 +36,7 @@ from adversarial.attacks.base import (
     is_zero,
     project_to_ball,
     random_on_sphere,
+    random_start,
     select,
     split_keys,
 )
@@ -222,7 +223,7 @@ def apgd(
             lambda found, labels: has_succeeded(found, labels, targeted),
             logits,
             images,
-            random_start(fold_in(keys, index), images, epsilon, norm, bounds),
+            random_start(random_on_sphere, fold_in(keys, index), images, epsilon, norm, bounds),
             labels,
             epsilon=epsilon,
             steps=steps,
@@ -246,16 +247,16 @@ def apgd_t(
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
-    """Run Auto-PGD on the targeted DLR towards the nine likeliest other classes, one after the other.
+    """Run Auto-PGD on the targeted DLR towards the nine most likely other classes, one after the other.
 
     Args:
-        key: As all attacks have it, and so on.
+        key: A key of every image, or one from which those are split.
         logits: Images to logits.
         images: Pixels.
         labels: True classes, or targets.
         epsilon: Radius.
         steps: Steps towards each class.
-        rank: Aim at one of them alone, 1 for the likeliest; 0 for all.
+        rank: Aim at one of them alone, 1 for the most likely; 0 for all.
         targeted: Aim at the labels alone.
         norm: L∞ or L2.
         bounds: Of the pixels.
@@ -271,7 +272,7 @@ def apgd_t(
             lambda found, labels, targets: has_succeeded(found, labels, targeted),
             logits,
             images,
-            random_start(keys, images, epsilon, norm, bounds),
+            random_start(random_on_sphere, keys, images, epsilon, norm, bounds),
             labels,
             targets,
             epsilon=epsilon,
@@ -281,9 +282,3 @@ def apgd_t(
         )
 
     return aim_at_others(attack, key, logits, images, labels, rank, targeted)
-
-
-def random_start(keys: Key[Array, " n"], images: Images, epsilon: Radius, norm: Norm, bounds: Bounds) -> Images:
-    """Return a random point of the sphere of radius ε about every image, clipped to the bounds."""
-    drawn = jax.vmap(lambda key: random_on_sphere(key, images.shape[1:], norm))(keys)
-    return project_to_ball(images + epsilon * drawn, images, epsilon, norm, bounds)

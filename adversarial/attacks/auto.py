@@ -41,7 +41,7 @@ class Stage(NamedTuple):
         name: Of the attack.
         attack: The attack.
         member: Its place in the ensemble, which is folded into the keys.
-        rank: Of the class that it aims at, 1 for the likeliest other; None for attacks that do not aim.
+        rank: Of the class that it aims at, 1 for the most likely other; None for attacks that do not aim.
     """
 
     name: str

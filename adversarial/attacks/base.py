@@ -143,6 +143,19 @@ def random_on_sphere(key: Key[Array, ""], shape: tuple[int, ...], norm: Norm) ->
     return direction(jax.random.normal(key, (1, *shape)), norm)[0]
 
 
+def random_start(
+    draw: Callable[[Key[Array, ""], tuple[int, ...], Norm], Float[Array, "h w c"]],
+    keys: Key[Array, " n"],
+    images: Images,
+    epsilon: Radius,
+    norm: Norm,
+    bounds: Bounds,
+) -> Images:
+    """Return a point about every image that is drawn from the unit ball or sphere, times ε, clipped to the bounds."""
+    drawn = jax.vmap(lambda key: draw(key, images.shape[1:], norm))(keys)
+    return jnp.clip(images + epsilon * drawn, *bounds)
+
+
 def split_keys(key: Key[Array, "*n"], count: int) -> Key[Array, " n"]:
     """Return a key of every image: those that are given, or as many from a single one."""
     return key if key.ndim else jax.random.split(key, count)

@@ -3,7 +3,7 @@
 At a point x the difference of two logits is replaced by its tangent, whose zeros are a plane. x and the original image
 are both projected onto the plane within the bounds, and the next point lies between, a little beyond the plane. A point
 that succeeds is drawn back to the original. The source is Croce and Hein 2020, arXiv 1907.02044; FAB-T, which aims at
-the likeliest other classes one after the other, is part of Auto-Attack (arXiv 2003.01690).
+the most likely other classes one after the other, is part of Auto-Attack (arXiv 2003.01690).
 """
 
 from typing import NamedTuple
@@ -51,13 +51,15 @@ class Search(NamedTuple):
         images: Where it stands.
         best: The nearest images that succeeded.
         distance: Their distances, infinite where there is none.
-        zeros: Gradients that were 0.
+        taken: Gradients taken until it was near enough.
+        zeros: Those of them that were 0.
     """
 
     step: Int[Array, ""]
     images: Images
     best: Images
     distance: Float[Array, " n"]
+    taken: Float[Array, " n"]
     zeros: Float[Array, " n"]
 
 
@@ -74,18 +76,18 @@ def fab_t(
     norm: Norm = "linf",
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
-    """Search for the least change towards the nine likeliest other classes, one after the other.
+    """Search for the least change towards the nine most likely other classes, one after the other.
 
     It succeeds where that is at most ε, and other images stay as they are. Nothing in it is random.
 
     Args:
-        key: As all attacks have it, and so on.
+        key: Not used.
         logits: Images to logits.
         images: Pixels.
         labels: True classes, or targets.
         epsilon: Radius.
         steps: Steps towards each class.
-        rank: Aim at one of them alone, 1 for the likeliest; 0 for all.
+        rank: Aim at one of them alone, 1 for the most likely; 0 for all.
         targeted: Aim at the labels alone.
         norm: L∞ or L2.
         bounds: Of the pixels.
@@ -99,7 +101,7 @@ def fab_t(
         )
         is_near = found.distance <= epsilon
         nearest = project_to_ball(found.best, images, epsilon, norm, bounds)
-        return AttackResult(select(is_near, nearest, images), is_near, found.zeros / jnp.maximum(found.step, 1))
+        return AttackResult(select(is_near, nearest, images), is_near, found.zeros / jnp.maximum(found.taken, 1))
 
     return aim_at_others(attack, key, logits, images, labels, rank, targeted)
 
@@ -150,14 +152,17 @@ def find_least_change(
         moved = jnp.clip(moved, low, high)
         success = has_succeeded(evaluate_logits(logits, moved), labels, targeted)
         distance = lengths(moved - images, norm)[:, 0, 0, 0]
-        is_nearer = success & (distance < state.distance) & (state.distance > epsilon)
+        is_searching = state.distance > epsilon
+        is_nearer = success & (distance < state.distance) & is_searching
         best, nearest = select(is_nearer, (moved, distance), (state.best, state.distance))
         back = images + (moved - images) * BACKWARD
-        return Search(state.step + 1, select(success, back, moved), best, nearest, state.zeros + is_zero(gradient))
+        taken, zeros = state.taken + is_searching, state.zeros + is_searching * is_zero(gradient)
+        return Search(state.step + 1, select(success, back, moved), best, nearest, taken, zeros)
 
     succeeded = has_succeeded(evaluate_logits(logits, images), labels, targeted)
     distance = jnp.where(succeeded, 0.0, jnp.inf)
-    start = Search(jnp.zeros((), jnp.int32), images, images, distance, jnp.zeros(len(images)))
+    none = jnp.zeros(len(images))
+    start = Search(jnp.zeros((), jnp.int32), images, images, distance, none, none)
     return jax.lax.while_loop(is_running, take_step, start)
 
 

@@ -33,6 +33,7 @@ from adversarial.attacks.base import (
     positive,
     project_to_ball,
     random_in_ball,
+    random_start,
     split_keys,
 )
 from adversarial.attacks.losses import log_odds, odds_gradient
@@ -83,7 +84,6 @@ def basic_iterative(
     arXiv 1607.02533.
     """
     del key
-    check_bounds(images, bounds)
     how: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm, "bounds": bounds}
     return _climb_odds(logits, images, labels, images, targeted=targeted, **how)
 
@@ -104,7 +104,6 @@ def momentum_iterative(
 ) -> AttackResult:
     """Take steps along g ← momentum · g + ∇L / ‖∇L‖₁ (Dong et al. 2018, arXiv 1710.06081)."""
     del key
-    check_bounds(images, bounds)
     how: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm, "bounds": bounds}
     return _climb_odds(logits, images, labels, images, targeted=targeted, momentum=momentum, **how)
 
@@ -129,11 +128,10 @@ def pgd(
     from its own key, so they do not depend on what it is attacked together with. Source: Madry et al. 2018,
     arXiv 1706.06083.
     """
-    check_bounds(images, bounds)
     how: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm, "bounds": bounds}
 
     def attack_from_start(keys: Key[Array, " n"]) -> tuple[AttackResult, Float[Array, " n"]]:
-        start = random_uniform_start(keys, images, epsilon, norm, bounds)
+        start = random_start(random_in_ball, keys, images, epsilon, norm, bounds)
         result = _climb_odds(logits, images, labels, start, targeted=targeted, **how)
         gain = log_odds(evaluate_logits(logits, result.images), labels)
         return result, jnp.where(jnp.asarray(targeted), -gain, gain)
@@ -190,17 +188,19 @@ def walk(
     return moved, zeros / steps
 
 
-def random_uniform_start(keys: Key[Array, " n"], images: Images, epsilon: Radius, norm: Norm, bounds: Bounds) -> Images:
-    """Return a uniform point of the ball of radius ε about every image, clipped to the bounds."""
-    drawn = jax.vmap(lambda key: random_in_ball(key, images.shape[1:], norm))(keys)
-    return jnp.clip(images + epsilon * drawn, *bounds)
-
-
 def _climb_odds(
-    logits: Logits, images: Images, labels: Labels, start: Images, *, targeted: bool | Bool[AnyArray, ""], **how: Any
+    logits: Logits,
+    images: Images,
+    labels: Labels,
+    start: Images,
+    *,
+    targeted: bool | Bool[AnyArray, ""],
+    bounds: Bounds,
+    **how: Any,
 ) -> AttackResult:
-    """Walk along the gradient of the log odds, and say who fell."""
-    moved, zeros = walk(lambda x: odds_gradient(logits, x, labels, targeted), images, start, **how)
+    """Walk along the gradient of the log odds, and say which images fell."""
+    check_bounds(images, bounds)
+    moved, zeros = walk(lambda x: odds_gradient(logits, x, labels, targeted), images, start, bounds=bounds, **how)
     return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted), zeros)
 
 

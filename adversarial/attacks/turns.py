@@ -12,7 +12,7 @@ from adversarial.attacks.losses import order_of_others
 from latentlab.arrays import AnyArray
 
 TARGETS = 9
-"""Most classes aimed at, from the likeliest on."""
+"""Most classes aimed at, from the most likely on."""
 
 
 def try_in_turn(
@@ -50,7 +50,7 @@ def aim_at_others(
     rank: int | Int[AnyArray, ""],
     targeted: bool | Bool[AnyArray, ""],
 ) -> AttackResult:
-    """Attack towards the likeliest other classes in turn, or one of them; with `targeted` towards the labels alone."""
+    """Attack towards the most likely other classes in turn, or one of them; with `targeted`, towards the labels."""
     others = order_of_others(evaluate_logits(logits, images), labels)
     count = min(TARGETS, others.shape[1])
     targeted, rank, keys = jnp.asarray(targeted), jnp.asarray(rank), split_keys(key, len(images))

@@ -14,7 +14,9 @@ from scipy.stats import entropy, ttest_1samp
 
 from adversarial import defense, experiment
 from adversarial.attacks import AttackResult, pgd
-from adversarial.attacks.losses import cross_entropy
+from adversarial.attacks.base import random_in_ball, random_start
+from adversarial.attacks.iterative import walk
+from adversarial.attacks.losses import cross_entropy, odds_gradient
 from adversarial.config import AdversarialConfig
 from adversarial.digits import TRADES_NOISE, AdversarialTraining, DigitsNetwork, divergence
 from adversarial.results import DefenseResults
@@ -63,10 +65,7 @@ def test_the_loss_of_pgd_is_that_of_attacked_digits(batch: tuple[Array, Array], 
         return pgd(keys, lambda x: logits_of(variables, x), images, labels, epsilon=0.2, steps=4)
 
     def losses_from(start: Array) -> Array:
-        from adversarial.attacks.iterative import random_uniform_start, walk
-        from adversarial.attacks.losses import odds_gradient
-
-        begun = random_uniform_start(start, images, 0.2, "linf", (0.0, 1.0))
+        begun = random_start(random_in_ball, start, images, 0.2, "linf", (0.0, 1.0))
         moved, _ = walk(
             lambda x: odds_gradient(lambda x: logits_of(variables, x), x, labels, False),
             images, begun, epsilon=0.2, steps=4, step_size=None, norm="linf", bounds=(0.0, 1.0),

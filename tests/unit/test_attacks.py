@@ -281,6 +281,9 @@ def test_an_image_does_not_depend_on_its_batch(images: Array, labels: Array, nam
         some = attack(rows)
         np.testing.assert_allclose(some.images, whole.images[rows], atol=1e-6)
         np.testing.assert_array_equal(some.success, whole.success[rows])
+        # Where the label is third, the DLR loss is 1, and whether its gradient is 0 is a matter of rounding.
+        if whole.zero_gradients is not None and name != "apgd-dlr":
+            np.testing.assert_array_equal(some.zero_gradients, whole.zero_gradients[rows])
 
 
 def test_one_key_is_split_into_one_for_every_image(images: Array, labels: Array) -> None:
