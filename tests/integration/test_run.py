@@ -135,7 +135,7 @@ MISTAKES = {
     "the run has adversarial.epsilons = (0.0, 0.01), the command line (0.0, 0.1)": (
         "all --resume {old} --adversarial.epsilons 0 0.1"
     ),
-    "the run has latentlab.labeled_images": "all --resume {old} --preset quick",
+    "the run has vae.data": "all --resume {old} --preset quick",
     "leave out --out and --overwrite": "all --resume {old} --overwrite",
 }
 MISSPELT = {
