@@ -1,7 +1,8 @@
-"""A classifier: a network with the range of pixels that it is fed and the names of its classes, as one object.
+"""A classifier: a network, what it is fed of a picture, and the names of its classes, as one object.
 
-Images come as uint8, or as floats in [0, 1]. What the network is fed, image / 255 or 2 · image / 255 - 1, is made of
-them inside, so that gradients with respect to the image pass through it.
+Images come as uint8, or as floats in [0, 1]. What the network is fed, image / 255, 2 · image / 255 - 1 or that less a
+mean and over a standard deviation, is made of them inside, so that gradients with respect to the image pass through
+it, and ε counts grey levels of the picture.
 """
 
 import difflib
@@ -19,13 +20,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, UInt8
 
-from adversarial import keras_model, weights
+from adversarial import keras_model, resnet, weights
 from adversarial.assets import KERAS_MOBILENET_V2, REGISTRY
 from adversarial.config import DIGITS, AdversarialConfig
-from adversarial.pixels import GREY_LEVELS, RANGES, PixelRange
+from adversarial.pixels import GREY_LEVELS, IMAGENET, RANGES, Normalization, PixelRange
 from latentlab.arrays import AnyArray
 from latentlab.errors import UserError
-from latentlab.storage import assets
+from latentlab.storage import assets, torch_weights
 
 Images = UInt8[AnyArray, "n h w c"] | Float[AnyArray, "n h w c"]
 Variables = Any
@@ -56,11 +57,16 @@ DOGS = (
 PUBLISHED = {"dogs": ("dog_breed_mobilenetv2.h5", 160), "imagenet": (KERAS_MOBILENET_V2, 224)}
 """Weights that have a name, the asset that they are in, and the size of their images."""
 
+RESNET_SIZE, RESIZE = 224, 256 / 224
+"""Size of a ResNet's images, and how much longer the shorter side of a photo is made before they are cut out."""
+
 ASSUMED = "a MobileNetV2 that is fed {}, with the mean over all pixels and one Dense layer at its end"
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=["variables"], meta_fields=["network", "range", "classes", "assumed"]
+    jax.tree_util.register_dataclass,
+    data_fields=["variables"],
+    meta_fields=["network", "range", "classes", "assumed", "resize"],
 )
 @dataclass(frozen=True)
 class Classifier:
@@ -69,16 +75,19 @@ class Classifier:
     Attributes:
         network: Its `apply` takes variables and images in `range` to logits; equal ones share what was compiled.
         variables: The network's weights and statistics.
-        range: What it is fed.
+        range: What it is fed: a range of pixels, or those less a mean and over a standard deviation.
         classes: Its classes in the order of the logits.
         assumed: What its file did not tell and is taken for granted, "" if nothing.
+        resize: How long the shorter side of a photo is made before the square in its middle is cut out, as a multiple
+            of that square's; 0 to make the whole photo a square.
     """
 
     network: Any
     variables: Variables
-    range: PixelRange
+    range: PixelRange | Normalization
     classes: tuple[Class, ...]
     assumed: str = ""
+    resize: float = 0.0
 
     def __call__(self, images: Images) -> Float[Array, "n classes"]:
         """Return the logits of images 0…255 (uint8) or in [0, 1] (floats)."""
@@ -86,8 +95,8 @@ class Classifier:
 
     def logits(self, images: Images) -> Float[Array, "n classes"]:
         """Return the logits of images 0…255 (uint8) or in [0, 1] (floats), within `jit`."""
-        low, high = self.range
-        return self.network.apply(self.variables, low + (high - low) * in_unit_range(images))
+        logits: Any = self.network.apply(self.variables, self.range.feed(in_unit_range(images)))
+        return jnp.asarray(logits)
 
     def index(self, text: str) -> int:
         """Return the index of a class by its name or identifier, in capitals or not, or by its index.
@@ -176,14 +185,41 @@ def open_mobilenet_v2(config: AdversarialConfig, model_range: PixelRange) -> tup
     return Classifier(network, variables, model_range, _classes(config, network.classes), assumed), size
 
 
+def open_resnet(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:
+    """Open a ResNet with weights that PyTorch saved (`resnet.load`), fed as torchvision does.
+
+    Raises:
+        UserError: The file is missing, damaged, of another network than the configuration names, or the names do not
+            go with it.
+    """
+    if config.weights == AdversarialConfig.weights:
+        raise UserError(
+            f"classifier: {config.classifier} has no weights of its own; expected --weights FILE, torchvision's .pth "
+            "or safetensors"
+        )
+    path = Path(config.weights)
+    network, variables = resnet.load(path, config.weights_md5)
+    found = f"resnet{network.layers}"
+    if config.classifier not in ("", found):
+        raise UserError(f"{path}: has the weights of a {found}, expected those of a {config.classifier}")
+    fed = IMAGENET if config.range == "auto" else model_range
+    classes = _classes(config, network.classes)
+    assumed = f"a {found} that is fed {fed}, of photos whose middle is cut out as torchvision does"
+    return Classifier(network, variables, fed, classes, assumed, RESIZE), RESNET_SIZE
+
+
 def open_file(config: AdversarialConfig, model_range: PixelRange) -> tuple[Classifier, int | None]:
-    """Open what Keras saved: a model with its configuration (`keras_model.load`), or weights of a MobileNetV2 alone.
+    """Open what Keras or PyTorch saved.
+
+    That is a model with its configuration (`keras_model.load`), weights of a MobileNetV2 alone, or those of a ResNet.
 
     Raises:
         UserError: The file is missing or damaged, or has a layer that is not modelled; or it does not say what range of
             pixels it is fed.
     """
     path = Path(config.weights)
+    if path.is_file() and torch_weights.is_torch(path):
+        return open_resnet(config, model_range)
     loaded = keras_model.load(path, config.weights_md5, config.size)
     if loaded is None:
         return open_mobilenet_v2(config, model_range)
@@ -209,7 +245,10 @@ def open_file(config: AdversarialConfig, model_range: PixelRange) -> tuple[Class
     return Classifier(network, variables, model_range, classes, ", and ".join(assumed)), size
 
 
-CLASSIFIERS: dict[str, OpenClassifier] = dict.fromkeys(PUBLISHED, open_mobilenet_v2)
+CLASSIFIERS: dict[str, OpenClassifier] = {
+    **dict.fromkeys(PUBLISHED, open_mobilenet_v2),
+    **{f"resnet{layers}": open_resnet for layers in resnet.BLOCKS},
+}
 """Classifiers by the name that `--classifier` or `--weights` gives them; other weights are a file."""
 
 

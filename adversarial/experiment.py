@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from adversarial import defense, figures, one_photo, photos, robustness
 from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
-from adversarial.attacks import ATTACKS, LEAST_CLASSES, Ensemble, SweptAttack, select_settings
+from adversarial.attacks import ATTACKS, LEAST_CLASSES, ONE_NORM, Ensemble, SweptAttack, select_settings
 from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
-from adversarial.config import DEFAULT_SIZE, DIGITS, AdversarialConfig, attacks_on_photo
+from adversarial.config import DEFAULT_SIZE, DIGITS, NORMS, AdversarialConfig, attacks_on_photo
 from adversarial.ensemble import Standing, attack_in_stages, photo_keys
+from adversarial.one_photo import SweptImages
 from adversarial.photos import Photo
 from adversarial.pixels import RANGES, Epsilon, PixelRange
 from adversarial.results import DELIVERED, AdversarialResults, DefenseResults, PhotoResults, RobustnessResults
@@ -101,7 +102,7 @@ def run(
         log(f"adversarial: {config.weights} does not tell all; what is assumed: {classifier.assumed}")
     if config.report == "photo":
         swept = {name: make_attack(config, name) for name in names}
-        results = attack_photo(config, classifier, swept, _read_photo(config, photo, size, log), log)
+        results = attack_photo(config, classifier, swept, _read_photo(config, photo, size, classifier.resize, log), log)
     else:
         metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
         calls = MetricsLog(run_dir and run_dir / CALLS)
@@ -195,6 +196,10 @@ def make_attack(config: AdversarialConfig, name: str = "") -> SweptAttack:
         near = difflib.get_close_matches(name, ATTACKS, 1)
         expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ATTACKS)}"
         raise UserError(f"attack: there is no {name!r}; {expected}")
+    if config.norm != ONE_NORM.get(name, config.norm):
+        raise UserError(
+            f"attack: {name} measures the distance in {NORMS[ONE_NORM[name]]} alone; expected --norm {ONE_NORM[name]}"
+        )
     attack = ATTACKS[name]
     steps = inspect.signature(attack).parameters.get("steps")
     own = DEFAULT_STEPS if steps is None or steps.default is steps.empty else steps.default
@@ -289,7 +294,7 @@ def attack_photos(
     rows = _finished_rows(metrics, [str(path.relative_to(root)) for path in paths], at_once)
     metrics.replace(rows)
     log(f"adversarial: {len(paths)} photos" + (f", {len(rows)} of them done" if rows else ""))
-    epsilons = _epsilons(config, 0.0)
+    epsilons, unit = _epsilons(config, 0.0), epsilon_range(config)
     per_device = parallel.rows_per_device(min(config.batch_size, at_once))
 
     def attack_batch(
@@ -302,7 +307,9 @@ def attack_photos(
         return attack_in_stages(classifier, attack, config.seed, read, true, epsilons, per_device, **how)
 
     with tqdm(total=len(paths), initial=len(rows), desc="attacking", unit="photo", disable=None) as bar:
-        for start, read, notes in _read_batches(config, paths, len(rows), size, at_once, is_ensemble):
+        for start, read, notes in _read_batches(
+            config, paths, len(rows), size, at_once, is_ensemble, classifier.resize
+        ):
             batch = paths[start : start + at_once]
             true = (
                 np.asarray(labels[start : start + at_once])
@@ -316,7 +323,8 @@ def attack_photos(
                     raise UserError(NOT_FINITE.format(path))
                 name = {"photo": str(path.relative_to(root))}
                 metrics.append(
-                    name | ({"skipped": fault} if fault else _describe_photo(found, index, int(true[index]), remarks))
+                    name
+                    | ({"skipped": fault} if fault else _describe_photo(found, index, int(true[index]), remarks, unit))
                 )
             bar.update(len(batch))
     return _measure_photos(config, classifier, attack, epsilons, metrics.rows(), log)
@@ -353,16 +361,21 @@ def _measure_photos(
         "skipped": skipped,
         "clean_accuracy": float(accuracy["accuracy"][0]),
         "robust_accuracy": robustness.describe_accuracy(accuracy, zero_gradients, epsilons, counted),
+        **robustness.describe_distances(counted, epsilon_range(config)),
     }
     return RobustnessResults(config, classifier, accuracy, tuple(rows), measures)
 
 
 def _describe_photo(
-    found: robustness.AttackedPhotos | Standing, index: int, label: int, notes: Sequence[str]
+    found: robustness.AttackedPhotos | Standing, index: int, label: int, notes: Sequence[str], unit: PixelRange
 ) -> dict[str, Any]:
-    """Return what `metrics.jsonl` holds of a photo, beside its name."""
-    felled_by = {"felled_by": found.felled_by[index].tolist()} if isinstance(found, Standing) else {}
-    return felled_by | {
+    """Return what `metrics.jsonl` holds of a photo, beside its name; distances in `unit`."""
+    further: dict[str, Any] = {}
+    if isinstance(found, Standing):
+        further["felled_by"] = found.felled_by[index].tolist()
+    elif not np.isnan(found.distance[index]):
+        further["distance"] = finite_or_null(found.distance[index] * unit.width)
+    return further | {
         "label": label,
         "correct": found.as_floats[index].tolist(),
         "correct_8_bit": found.on_grid[index].tolist(),
@@ -399,24 +412,28 @@ def sweep_photo(
     labels: Int[np.ndarray, "objectives n"],
     targeted: Bool[np.ndarray, " objectives"],
     epsilons: Float[np.ndarray, " epsilons"],
-) -> tuple[Float[np.ndarray, "objectives epsilons n h w 3"], Float[np.ndarray, "objectives epsilons n"] | None]:
-    """Attack with one compiled call for all objectives and ε: images in [0, 1], and `AttackResult.zero_gradients`."""
+) -> SweptImages:
+    """Attack with one compiled call for all objectives and ε."""
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), len(photos)))
     rows = (photos, np.asarray(keys), labels.T)
     shared = (classifier, targeted, epsilons)
-    images, zeros = batched_apply(_sweep_rows, *rows, batch_size=1, shared=shared, static=(attack,))
-    return np.moveaxis(images, 0, 2), None if zeros is None else np.moveaxis(zeros, 0, 2)
+    found = batched_apply(_sweep_rows, *rows, batch_size=1, shared=shared, static=(attack,))
+    images, *others = (None if part is None else np.moveaxis(part, 0, 2) for part in found)
+    return SweptImages(np.asarray(images), *others)
 
 
 def _sweep_rows(
     attack: SweptAttack, shared: tuple[Classifier, Array, Array], photos: Array, key_data: Array, labels: Array
-) -> tuple[Float[Array, "n objectives epsilons h w 3"], Float[Array, "n objectives epsilons"] | None]:
-    """Return no `success`, so that XLA leaves out the evaluation that it takes: images are evaluated later."""
+) -> list[Array | None]:
+    """Return the parts of `SweptImages`, a photo on the first axis.
+
+    There is no `success` among them, so XLA leaves out the evaluation that it takes: images are evaluated later.
+    """
     classifier, targeted, epsilons = shared
     keys = jax.random.wrap_key_data(key_data)
     found = attack(keys, classifier.logits, in_unit_range(photos), labels.T, targeted, epsilons)
-    zeros = found.zero_gradients
-    return jnp.moveaxis(found.images, 2, 0), None if zeros is None else jnp.moveaxis(zeros, 2, 0)
+    parts = (found.images, found.zero_gradients, found.distance)
+    return [None if part is None else jnp.moveaxis(part, 2, 0) for part in parts]
 
 
 def _open(config: AdversarialConfig, given: Classifier | Logits | None) -> tuple[Classifier, int]:
@@ -434,9 +451,9 @@ def _open(config: AdversarialConfig, given: Classifier | Logits | None) -> tuple
     return classifier, config.size or size or DEFAULT_SIZE
 
 
-def _warn_of_zero_gradients(name: str, shares: np.ndarray | None, log: Log) -> None:
+def _warn_of_zero_gradients(name: str, shares: np.ndarray, log: Log) -> None:
     """Log a warning where an attack had no direction to follow too often."""
-    worst = 0.0 if shares is None else float(np.max(shares, initial=0, where=np.isfinite(shares)))
+    worst = float(np.max(shares, initial=0, where=np.isfinite(shares)))
     if worst > MOST_ZERO_GRADIENTS:
         log(
             f"warning: up to {worst:.1%} of the gradients are 0 at every pixel, so {name} had no direction to go "
@@ -457,17 +474,17 @@ def _describe_setting(config: AdversarialConfig, classifier: Classifier) -> dict
 
 
 def _read_photo(
-    config: AdversarialConfig, given: Path | np.ndarray | None, size: int, log: Log
+    config: AdversarialConfig, given: Path | np.ndarray | None, size: int, resize: float, log: Log
 ) -> tuple[Photo, str, str]:
     """Return the photo, its name, and what it is known to show, "" if nothing."""
     if isinstance(given, np.ndarray):
-        return photos.from_pixels(given, size), "photo", ""
+        return photos.from_pixels(given, size, resize), "photo", ""
     if given or config.image:
         path, known_as = Path(given or config.image), ""
     else:
         name, known_as = PHOTOS.get(config.weights, PACKAGED_PHOTO)
         path = assets.fetch(name, registry=REGISTRY)[0]
-    photo = photos.read(path, size, config.decoder)
+    photo = photos.read(path, size, config.decoder, resize)
     for note in photo.notes:
         log(f"adversarial: {path.name}: {note}")
     return photo, path.name, known_as
@@ -506,7 +523,7 @@ def _finished_rows(metrics: MetricsLog, names: Sequence[str], at_once: int) -> l
 
 
 def _read_batches(
-    config: AdversarialConfig, paths: Sequence[Path], done: int, size: int, at_once: int, whole: bool
+    config: AdversarialConfig, paths: Sequence[Path], done: int, size: int, at_once: int, whole: bool, resize: float
 ) -> Iterator[tuple[int, LocalRows | np.ndarray, dict[int, tuple[Sequence[str], str]]]]:
     """Yield the start of every batch of photos, this process's share of it, and notes and fault of all of it.
 
@@ -517,7 +534,7 @@ def _read_batches(
     places = range(rows) if whole else parallel.local_rows(rows).tolist()
     mine = [[place for place in places if place < count] for _, count in batches]
     own = [paths[start + place] for (start, _), places in zip(batches, mine, strict=True) for place in places]
-    read = photos.read_ahead(own, size, at_once, config.decoder, config.skip_bad)
+    read = photos.read_ahead(own, size, at_once, config.decoder, config.skip_bad, resize)
     for (start, count), places in zip(batches, mine, strict=True):
         held = [next(read) for _ in places]
         pixels = np.asarray([photo.pixels for photo in held], np.uint8).reshape(-1, size, size, 3)

@@ -10,14 +10,31 @@ from jaxtyping import Float, Int, UInt8
 from adversarial.classifier import Class
 from adversarial.pixels import Epsilon, encode_png, linf_grey_levels, most_grey_levels, round_inward
 from latentlab.errors import UserError
+from latentlab.storage.run_directory import finite_or_null
 
 TOP = 4
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Predict = Callable[[np.ndarray], Float[np.ndarray, "*batch classes"]]
-Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray | None]]
-"""Pictures (n, h, w, 3), labels (T, n), which rows of them are targets (T,), and ε in [0, 1] (E,), to attacked images
-in [0, 1], (T, E, n, h, w, 3), and the share of gradients that were 0, (T, E, n), if it is known."""
+
+
+class SweptImages(NamedTuple):
+    """What an attack made of pictures, as `AttackResult` has it.
+
+    Attributes:
+        images: In [0, 1].
+        zero_gradients: Share of gradients that were 0, if it is known.
+        distance: Of the nearest image found that reaches the objective, if it is known.
+    """
+
+    images: Float[np.ndarray, "objectives epsilons n h w 3"]
+    zero_gradients: Float[np.ndarray, "objectives epsilons n"] | None = None
+    distance: Float[np.ndarray, "objectives epsilons n"] | None = None
+
+
+Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], SweptImages]
+"""Pictures (n, h, w, 3), labels (T, n), which rows of them are targets (T,), and ε in [0, 1] (E,), to what became of
+them."""
 
 
 class Objective(NamedTuple):
@@ -36,13 +53,15 @@ class Sweep:
         probabilities: Of all classes, of the attacked images as floats.
         pictures: The same images on the 8-bit grid, as they are read back from a PNG.
         after_png: Probabilities of those.
-        zero_gradients: Share of the attack's gradients that were 0 at every pixel; None if it is not known.
+        zero_gradients: Share of the attack's gradients that were 0 at every pixel; NaN if it is not known.
+        distance: Of the nearest image found that reaches the objective, in [0, 1]; NaN if it is not known.
     """
 
     probabilities: Float[np.ndarray, "objectives epsilons classes"]
     pictures: UInt8[np.ndarray, "objectives epsilons h w 3"]
     after_png: Float[np.ndarray, "objectives epsilons classes"]
-    zero_gradients: Float[np.ndarray, "objectives epsilons"] | None = None
+    zero_gradients: Float[np.ndarray, "objectives epsilons"]
+    distance: Float[np.ndarray, "objectives epsilons"]
 
 
 def make_objectives(
@@ -88,23 +107,19 @@ def run_sweep(
     labels = np.asarray([[objective.label] for objective in objectives])
     targeted = np.asarray([objective.targeted for objective in objectives])
     radii = np.asarray([epsilon.fraction for epsilon in epsilons], np.float32)
-    attacked, zeros = attack(photo[None], labels, targeted, radii)
-    images = attacked[:, :, 0]
+    swept = attack(photo[None], labels, targeted, radii)
+    images = swept.images[:, :, 0]
     rounded = round_inward(images, photo, most_grey_levels(epsilons, in_linf)[:, None, None, None])
     pictures = np.stack([[encode_png(picture)[1] for picture in row] for row in rounded])
-    return Sweep(predict(images), pictures, predict(pictures), None if zeros is None else zeros[:, :, 0])
+    unknown = np.full(images.shape[:2], np.nan)
+    zeros, distance = (unknown if part is None else part[:, :, 0] for part in (swept.zero_gradients, swept.distance))
+    return Sweep(predict(images), pictures, predict(pictures), zeros, distance)
 
 
 def join_sweeps(sweeps: Sequence[Sweep]) -> Sweep:
     """Return the objectives of several attacks as those of one sweep, the first attack's first."""
-    zeros = [sweep.zero_gradients for sweep in sweeps]
-    known = [part for part in zeros if part is not None]
-    return Sweep(
-        np.concatenate([sweep.probabilities for sweep in sweeps]),
-        np.concatenate([sweep.pictures for sweep in sweeps]),
-        np.concatenate([sweep.after_png for sweep in sweeps]),
-        np.concatenate(known) if len(known) == len(zeros) else None,
-    )
+    parts = zip(*(vars(sweep).values() for sweep in sweeps), strict=True)
+    return Sweep(*(np.concatenate(part) for part in parts))
 
 
 def describe_sweep(
@@ -144,7 +159,8 @@ def describe_sweep(
             "confidence_after_png": float(after[tops[1]]),
             "success_after_png": (tops[1] == objective.label) == objective.targeted,
             "linf_grey_levels": linf_grey_levels(found.pictures[row, column], photo),
-            "zero_gradients": None if found.zero_gradients is None else float(found.zero_gradients[row, column]),
+            "zero_gradients": finite_or_null(found.zero_gradients[row, column]),
+            "distance": finite_or_null(found.distance[row, column] * epsilon.range.width),
         }
 
     return [[entry(row, column) for column in range(len(epsilons))] for row in range(len(objectives))]
@@ -185,5 +201,6 @@ def summarize(results: Mapping[str, Any]) -> str:
             f"  {objective}: {entry['top1_name']} {entry['confidence']:.1%}, {verdict}; "
             f"as PNG, ±{entry['linf_grey_levels']} grey levels, {saved}: "
             f"{entry['top1_name_after_png']} {entry['confidence_after_png']:.1%}"
+            + ("" if entry.get("distance") is None else f"; nearest at {entry['distance']:.3g}")
         )
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """Photos from anywhere as square RGB pixels of one size, and the class that a path tells.
 
 A photo is resized as TensorFlow's `tf.image.resize` does by default: bilinearly between the four nearest pixels, with
-half-pixel centres and no antialiasing, and with no regard to its proportions.
+half-pixel centres and no antialiasing, and with no regard to its proportions; or as torchvision does: its shorter side
+with antialiasing, after which the square in its middle is cut out.
 """
 
 import re
@@ -127,11 +128,18 @@ def _check_index(path: Path, word: str, classes: Sequence[Any], expected: str) -
     return int(word)
 
 
-def read(path: Path, size: int, decoder: Decoder = "pillow") -> Photo:
+def read(path: Path, size: int, decoder: Decoder = "pillow", resize: float = 0.0) -> Photo:
     """Read a photo as `size` × `size` pixels of 8-bit RGB, rounded to the nearest grey level.
 
     It is turned upright as its EXIF says, laid on white where it is transparent, and of several frames the first; or
     it is what TensorFlow decodes (`latentlab.decoding`).
+
+    Args:
+        path: A photo.
+        size: Height and width of the square that it becomes.
+        decoder: Whose pixels it has.
+        resize: Length of its shorter side before the square is cut out of its middle, as a multiple of `size`; 0 to
+            make the whole photo a square.
 
     Raises:
         UserError: The file cannot be read, is damaged or of another format, or its sides are not within the limits.
@@ -158,11 +166,16 @@ def read(path: Path, size: int, decoder: Decoder = "pillow") -> Photo:
             ) from error
         except Exception as error:  # Pillow's readers raise many types for damaged files
             raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
-    return Photo(_resize_to_levels(np.asarray(rgb), size), tuple(notes))
+    return Photo(_make_square(np.asarray(rgb), size, resize), tuple(notes))
 
 
 def read_ahead(
-    paths: Sequence[Path], size: int, ahead: int, decoder: Decoder = "pillow", skip_bad: bool = False
+    paths: Sequence[Path],
+    size: int,
+    ahead: int,
+    decoder: Decoder = "pillow",
+    skip_bad: bool = False,
+    resize: float = 0.0,
 ) -> Iterator[Photo]:
     """Yield what `read` makes of photos, in their order; threads read up to `ahead` of them before they are asked for.
 
@@ -172,19 +185,19 @@ def read_ahead(
     import grain  # slow to import
 
     options = grain.ReadOptions(num_threads=min(THREADS, ahead), prefetch_buffer_size=ahead)
-    read_photo = partial(_read_or_fault if skip_bad else read, size=size, decoder=decoder)
+    read_photo = partial(_read_or_fault if skip_bad else read, size=size, decoder=decoder, resize=resize)
     found: Iterator[Photo] = iter(grain.MapDataset.source(paths).map(read_photo).to_iter_dataset(options))
     return found
 
 
-def _read_or_fault(path: Path, size: int, decoder: Decoder) -> Photo:
+def _read_or_fault(path: Path, size: int, decoder: Decoder, resize: float) -> Photo:
     try:
-        return read(path, size, decoder)
+        return read(path, size, decoder, resize)
     except UserError as error:
         return Photo(np.zeros((size, size, 3), np.uint8), (), str(error).removeprefix(f"{path}: "))
 
 
-def from_pixels(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Photo:
+def from_pixels(pixels: UInt8[np.ndarray, "h w 3"], size: int, resize: float = 0.0) -> Photo:
     """Return pixels 0…255 as a photo of `size` × `size`.
 
     Raises:
@@ -192,13 +205,28 @@ def from_pixels(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Photo:
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(f"photo: is {pixels.dtype} {pixels.shape}, expected uint8 (height, width, 3)")
-    return Photo(_resize_to_levels(pixels, size), ())
+    return Photo(_make_square(pixels, size, resize), ())
 
 
-def _resize_to_levels(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+def _make_square(pixels: UInt8[np.ndarray, "h w 3"], size: int, longer: float) -> UInt8[np.ndarray, "size size 3"]:
+    if longer:
+        return resize_and_crop(pixels, round(longer * size), size)
     levels = resize(pixels, size)
     levels *= GREY_LEVELS
     return np.rint(levels, out=levels).astype(np.uint8)
+
+
+def resize_and_crop(pixels: UInt8[np.ndarray, "h w 3"], shorter: int, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Return the square in the middle of a photo, whose shorter side is first made `shorter` pixels.
+
+    It is interpolated bilinearly with antialiasing, and sides are rounded, as torchvision does for a Pillow image.
+    """
+    height, width = pixels.shape[:2]
+    longer = int(shorter * max(height, width) / min(height, width))
+    sides = (shorter, longer) if width <= height else (longer, shorter)
+    resized = Image.fromarray(pixels).resize(sides, Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in sides)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def _check_sides(path: Path, image: Image.Image) -> None:

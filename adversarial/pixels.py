@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -28,10 +28,37 @@ class PixelRange(NamedTuple):
     low: float
     high: float
 
+    @property
+    def width(self) -> float:
+        """Distance from black to white."""
+        return self.high - self.low
+
+    def feed(self, images: Any) -> Any:
+        """Return what a network is fed of images in [0, 1]."""
+        return self.low + (self.high - self.low) * images
+
     def __str__(self) -> str:
         return f"[{self.low:g}, {self.high:g}]"
 
 
+class Normalization(NamedTuple):
+    """Mean and standard deviation of every channel, of images in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def feed(self, images: Any) -> Any:
+        """Return what a network is fed of images in [0, 1]: (image - mean) / std."""
+        mean, std = (np.asarray(part, np.float32).reshape((1,) * (images.ndim - 1) + (-1,)) for part in self)
+        return (images - mean) / std
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{value:g}" for value in part) for part in self)
+        return f"([0, 1] - ({mean})) / ({std})"
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Of ImageNet's photos, as torchvision has it."""
 RANGES = {
     "zero-one": PixelRange(0.0, 1.0),
     "minus-one-one": PixelRange(-1.0, 1.0),
@@ -61,7 +88,7 @@ class Epsilon:
     @property
     def fraction(self) -> float:
         """Share of the whole range, which is the radius in [0, 1]: ε / (high - low)."""
-        return self.value / (self.range.high - self.range.low)
+        return self.value / self.range.width
 
     @property
     def grey_levels(self) -> float:

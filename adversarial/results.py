@@ -109,7 +109,8 @@ class PhotoResults:
         """
         pictures, swept = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
         measures = read_json(run_dir / "results.json")
-        sweep = Sweep(swept["probabilities"], pictures["adversarial"], swept["after_png"])
+        unknown = np.full(swept["probabilities"].shape[:2], np.nan)  # those are in `measures`
+        sweep = Sweep(swept["probabilities"], pictures["adversarial"], swept["after_png"], unknown, unknown)
         logits = swept.get("logits", np.log(swept["before"] + TINY))  # runs of before kept probabilities alone
         return cls(config, classifier, pictures["original"], logits, sweep, measures)
 

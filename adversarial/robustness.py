@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from adversarial.attacks import SweptAttack, evaluate_logits
 from adversarial.classifier import Classifier, in_unit_range
 from adversarial.config import describe_attack
-from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, most_grey_levels
+from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, PixelRange, most_grey_levels
 from latentlab.arrays import AnyArray
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage.check import ArraySpec
@@ -38,12 +38,15 @@ class AttackedPhotos(NamedTuple):
         on_grid: The same after rounding to the 8-bit grid.
         zero_gradients: Share of the gradients that were 0 at every pixel; NaN where the attack does not count them.
         is_finite: Whether all logits were finite.
+        distance: Of the nearest image found that is not recognised, in [0, 1], infinite where none was; NaN where the
+            attack does not look for it.
     """
 
     as_floats: Bool[AnyArray, "n epsilons"]
     on_grid: Bool[AnyArray, "n epsilons"]
     zero_gradients: Float[AnyArray, "n epsilons"]
     is_finite: Bool[AnyArray, " n"]
+    distance: Float[AnyArray, " n"]
 
 
 def attack_and_classify(
@@ -92,9 +95,10 @@ def _attack_and_classify_rows(
         return labels[:, None] == tops, jnp.all(is_finite, axis=(0, 2))
 
     (as_floats, one), (on_grid, other) = classify(swept), classify(rounded)
-    zeros = jnp.full_like(found.success[0], jnp.nan, jnp.float32)
-    zeros = zeros if found.zero_gradients is None else found.zero_gradients[0]
-    return AttackedPhotos(as_floats, on_grid, zeros.T, one & other)
+    unknown = jnp.full_like(found.success[0], jnp.nan, jnp.float32)
+    zeros = unknown if found.zero_gradients is None else found.zero_gradients[0]
+    distance = unknown if found.distance is None else found.distance[0]
+    return AttackedPhotos(as_floats, on_grid, zeros.T, one & other, distance[0])
 
 
 def round_on_device(
@@ -135,6 +139,28 @@ def mean_zero_gradients(
     """Return the mean of the photos' `zero_gradients` at every ε; NaN where a row has none, as those of before."""
     shares = [row.get("zero_gradients") or [None] * len(epsilons) for row in rows]
     return np.asarray(shares, np.float64).mean(axis=0)
+
+
+def describe_distances(rows: Sequence[Mapping[str, Any]], unit: PixelRange) -> dict[str, Any]:
+    """Return quartiles of the distance to the nearest image found, of the photos that are recognised as they are.
+
+    A photo of which none was found is farther than all others. Where the attack does not look for the nearest, there
+    is nothing to tell.
+    """
+    distances = [row["distance"] for row in rows if "distance" in row and row["correct"][0]]
+    if not distances:
+        return {}
+    values = np.asarray([np.inf if distance is None else distance for distance in distances])
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75), method="lower")
+    return {
+        "distance": {
+            "photos": len(values),
+            "found": int(np.isfinite(values).sum()),
+            "median": finite_or_null(median),
+            "quartiles": [finite_or_null(low), finite_or_null(high)],
+            "range": str(unit),
+        }
+    }
 
 
 def describe_accuracy(
@@ -189,4 +215,14 @@ def summarize(results: Mapping[str, Any]) -> str:
             "({accuracy_low:.1%} to {accuracy_high:.1%}), on the 8-bit grid {accuracy_8_bit:.1%}".format(**entry)
             + _describe_fall(entry)
         )
+    if found := results.get("distance"):
+        lines.append(
+            f"distance to the nearest image found that is not recognised: median {_format_distance(found['median'])} "
+            f"of {found['range']}, quartiles {' and '.join(map(_format_distance, found['quartiles']))}, over "
+            f"{found['photos']} photos"
+        )
     return "\n".join(lines)
+
+
+def _format_distance(distance: float | None) -> str:
+    return "none" if distance is None else f"{distance:.3g}"

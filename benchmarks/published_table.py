@@ -95,7 +95,7 @@ def measured(options: Options) -> list[tuple[str, float]]:
         epsilons = np.asarray([Epsilon(row.epsilon, RANGES[fed]).fraction for row in rows], np.float32)
         label, targeted = np.asarray([[options.label]]), np.asarray([False])
         attack = SweptAttack(attacks.fgsm)
-        images, _ = experiment.sweep_photo(attack, 0, classifier, image[None], label, targeted, epsilons)
+        images = experiment.sweep_photo(attack, 0, classifier, image[None], label, targeted, epsilons).images
         for after in experiment.predict(classifier, images[0, :, 0], 1):
             found.append((classifier.classes[after.argmax()].name, float(after.max())))
     return found

@@ -34,15 +34,23 @@ from adversarial.attacks.base import (
     random_in_ball,
     split_keys,
 )
+from adversarial.attacks.carlini_wagner import carlini_wagner
+from adversarial.attacks.deepfool import deepfool
 from adversarial.attacks.fab import fab_t
 from adversarial.attacks.iterative import basic_iterative, fgsm, momentum_iterative, pgd, sweep_fgsm
 from adversarial.attacks.losses import DLR_CLASSES, TARGETED_DLR_CLASSES, input_gradient, log_odds, loss
+from adversarial.attacks.minimum_norm import fmn
+from adversarial.attacks.nearest import sweep_nearest
 from adversarial.attacks.square import square
+from adversarial.attacks.transfer import transfer_iterative
+from adversarial.attacks.transformations import expect_logits, resize_and_pad
 from latentlab.arrays import AnyArray
 
 __all__ = [
     "ATTACKS",
     "LEAST_CLASSES",
+    "MINIMIZING",
+    "ONE_NORM",
     "Attack",
     "AttackResult",
     "Ensemble",
@@ -56,11 +64,15 @@ __all__ = [
     "auto",
     "auto_fast",
     "basic_iterative",
+    "carlini_wagner",
     "check_bounds",
     "class_at_rank",
+    "deepfool",
     "evaluate_logits",
+    "expect_logits",
     "fab_t",
     "fgsm",
+    "fmn",
     "has_succeeded",
     "input_gradient",
     "log_odds",
@@ -69,10 +81,12 @@ __all__ = [
     "pgd",
     "project",
     "random_in_ball",
+    "resize_and_pad",
     "select_settings",
     "split_keys",
     "square",
     "sweep",
+    "transfer_iterative",
 ]
 
 ATTACKS: dict[str, Attack] = {
@@ -80,6 +94,8 @@ ATTACKS: dict[str, Attack] = {
     "bim": basic_iterative,
     "pgd": pgd,
     "mi-fgsm": momentum_iterative,
+    "di-fgsm": partial(transfer_iterative, diversity=0.5),
+    "ti-fgsm": partial(transfer_iterative, kernel_size=15),
     "apgd-ce": apgd,
     "apgd-dlr": partial(apgd, loss="dlr"),
     "apgd-t": apgd_t,
@@ -87,8 +103,17 @@ ATTACKS: dict[str, Attack] = {
     "square": square,
     "auto": auto,
     "auto-fast": auto_fast,
+    "deepfool": deepfool,
+    "cw": carlini_wagner,
+    "fmn": fmn,
 }
 """Attacks by the name that the command line gives them."""
+
+MINIMIZING = frozenset({deepfool, carlini_wagner, fmn})
+"""Attacks that look for the nearest image, whatever ε is, and tell its distance."""
+
+ONE_NORM: dict[str, Norm] = {"cw": "l2"}
+"""The norm of attacks that have only one."""
 
 LEAST_CLASSES = {"apgd-dlr": DLR_CLASSES} | dict.fromkeys(("apgd-t", "auto", "auto-fast"), TARGETED_DLR_CLASSES)
 """Fewest classes for which the loss of an attack is defined, where that is not two."""
@@ -112,10 +137,12 @@ def sweep(
     """Attack with every row of labels and every ε: images (objectives, ε, n, h, w, c), success (objectives, ε, n).
 
     A row of labels is the true classes or a target for each image, as `targeted` says. Jit it for one compiled call.
-    FGSM takes one gradient for all ε of a row.
+    FGSM takes one gradient for all ε of a row, and attacks that look for the nearest image search once.
     """
     if attack is fgsm:
         return sweep_fgsm(logits, images, labels, targeted, epsilons, **settings)
+    if attack in MINIMIZING:
+        return sweep_nearest(attack, key, logits, images, labels, targeted, epsilons, **settings)
     rows, count = len(labels), len(epsilons)
     pairs = (jnp.repeat(labels, count, axis=0), jnp.repeat(targeted, count), jnp.tile(epsilons, rows))
     keys = jax.vmap(lambda key: jax.random.split(key, rows * count), out_axes=1)(split_keys(key, len(images)))

@@ -32,11 +32,14 @@ class AttackResult(NamedTuple):
         success: Whether the attack succeeded.
         zero_gradients: Of the gradients that it followed, the share that was 0 at every pixel («masked gradients»), so
             that there was no direction to go. None, if it does not count them.
+        distance: Of the nearest image found on which it succeeds, infinite where there is none; None, if it does not
+            look for it.
     """
 
     images: Images
     success: Bool[Array, " n"]
     zero_gradients: Float[Array, " n"] | None = None
+    distance: Float[Array, " n"] | None = None
 
 
 Attack = Callable[..., AttackResult]
@@ -114,8 +117,8 @@ def has_succeeded(
     return hit == jnp.asarray(targeted)
 
 
-def project(difference: Images, epsilon: Radius, norm: Norm) -> Images:
-    """Return the nearest point of the ball of radius ε about 0, for every image."""
+def project(difference: Images, epsilon: Radius | Float[AnyArray, "n 1 1 1"], norm: Norm) -> Images:
+    """Return the nearest point of the ball of radius ε, or of one of each image, about 0."""
     if norm == "linf":
         return jnp.clip(difference, -epsilon, epsilon)
     return difference * jnp.minimum(1, epsilon / positive(lengths(difference)))
@@ -182,6 +185,13 @@ def lengths(images: Images, norm: Norm = "l2") -> Float[Array, "n 1 1 1"]:
     if norm == "linf":
         return jnp.max(jnp.abs(images), axis=(1, 2, 3), keepdims=True)
     return jnp.sqrt(jnp.sum(images**2, axis=(1, 2, 3), keepdims=True))
+
+
+def dual_lengths(gradient: Images, norm: Norm) -> Float[Array, " n"]:
+    """Return the dual norm of every gradient, by which a step of length 1 changes a linear function: L1 in L∞."""
+    if norm == "linf":
+        return jnp.sum(jnp.abs(gradient), axis=(1, 2, 3))
+    return lengths(gradient)[:, 0, 0, 0]
 
 
 def select(condition: Bool[Array, " n"], one: Any, other: Any) -> Any:

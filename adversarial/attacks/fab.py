@@ -28,10 +28,10 @@ from adversarial.attacks.base import (
     is_zero,
     lengths,
     positive,
-    project_to_ball,
     select,
 )
 from adversarial.attacks.losses import difference_to_target
+from adversarial.attacks.nearest import Nearest, keep_nearer, restrict_to_ball, start_nearest
 from adversarial.attacks.turns import aim_at_others
 from latentlab.arrays import AnyArray
 
@@ -49,16 +49,14 @@ class Search(NamedTuple):
     Attributes:
         step: Steps taken.
         images: Where it stands.
-        best: The nearest images that succeeded.
-        distance: Their distances, infinite where there is none.
+        nearest: The nearest images that succeeded.
         taken: Gradients taken until it was near enough.
         zeros: Those of them that were 0.
     """
 
     step: Int[Array, ""]
     images: Images
-    best: Images
-    distance: Float[Array, " n"]
+    nearest: Nearest
     taken: Float[Array, " n"]
     zeros: Float[Array, " n"]
 
@@ -99,9 +97,8 @@ def fab_t(
         found = find_least_change(
             logits, images, labels, targets, epsilon=epsilon, steps=steps, targeted=targeted, norm=norm, bounds=bounds
         )
-        is_near = found.distance <= epsilon
-        nearest = project_to_ball(found.best, images, epsilon, norm, bounds)
-        return AttackResult(select(is_near, nearest, images), is_near, found.zeros / jnp.maximum(found.taken, 1))
+        zeros = found.zeros / jnp.maximum(found.taken, 1)
+        return restrict_to_ball(found.nearest, zeros, images, epsilon, norm, bounds)
 
     return aim_at_others(attack, key, logits, images, labels, rank, targeted)
 
@@ -134,7 +131,7 @@ def find_least_change(
     low, high = bounds
 
     def is_running(state: Search) -> Bool[Array, ""]:
-        return (state.step < steps) & jnp.any(state.distance > epsilon)
+        return (state.step < steps) & jnp.any(state.nearest.distance > epsilon)
 
     def objective(found: Array, labels: Labels, targets: Labels) -> Array:
         return difference_to_target(found, labels, targets, targeted)
@@ -151,18 +148,15 @@ def find_least_change(
         moved = (state.images + OVERSHOOT * own) * (1 - weight) + (images + OVERSHOOT * original) * weight
         moved = jnp.clip(moved, low, high)
         success = has_succeeded(evaluate_logits(logits, moved), labels, targeted)
-        distance = lengths(moved - images, norm)[:, 0, 0, 0]
-        is_searching = state.distance > epsilon
-        is_nearer = success & (distance < state.distance) & is_searching
-        best, nearest = select(is_nearer, (moved, distance), (state.best, state.distance))
+        is_searching = state.nearest.distance > epsilon
+        nearest = keep_nearer(state.nearest, moved, success & is_searching, images, norm)
         back = images + (moved - images) * BACKWARD
         taken, zeros = state.taken + is_searching, state.zeros + is_searching * is_zero(gradient)
-        return Search(state.step + 1, select(success, back, moved), best, nearest, taken, zeros)
+        return Search(state.step + 1, select(success, back, moved), nearest, taken, zeros)
 
     succeeded = has_succeeded(evaluate_logits(logits, images), labels, targeted)
-    distance = jnp.where(succeeded, 0.0, jnp.inf)
     none = jnp.zeros(len(images))
-    start = Search(jnp.zeros((), jnp.int32), images, images, distance, none, none)
+    start = Search(jnp.zeros((), jnp.int32), images, start_nearest(images, succeeded), none, none)
     return jax.lax.while_loop(is_running, take_step, start)
 
 

@@ -85,7 +85,7 @@ def basic_iterative(
     """
     del key
     how: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm, "bounds": bounds}
-    return _climb_odds(logits, images, labels, images, targeted=targeted, **how)
+    return climb_odds(logits, images, labels, images, targeted=targeted, **how)
 
 
 def momentum_iterative(
@@ -105,7 +105,7 @@ def momentum_iterative(
     """Take steps along g ← momentum · g + ∇L / ‖∇L‖₁ (Dong et al. 2018, arXiv 1710.06081)."""
     del key
     how: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm, "bounds": bounds}
-    return _climb_odds(logits, images, labels, images, targeted=targeted, momentum=momentum, **how)
+    return climb_odds(logits, images, labels, images, targeted=targeted, momentum=momentum, **how)
 
 
 def pgd(
@@ -132,7 +132,7 @@ def pgd(
 
     def attack_from_start(keys: Key[Array, " n"]) -> tuple[AttackResult, Float[Array, " n"]]:
         start = random_start(random_in_ball, keys, images, epsilon, norm, bounds)
-        result = _climb_odds(logits, images, labels, start, targeted=targeted, **how)
+        result = climb_odds(logits, images, labels, start, targeted=targeted, **how)
         gain = log_odds(evaluate_logits(logits, result.images), labels)
         return result, jnp.where(jnp.asarray(targeted), -gain, gain)
 
@@ -144,7 +144,7 @@ def pgd(
 
 
 def walk(
-    gradient: Callable[[Images], Images],
+    gradient: Callable[[Images, Int[Array, ""]], Images],
     images: Images,
     start: Images,
     *,
@@ -158,7 +158,7 @@ def walk(
     """Take steps along a gradient from `start`, within the ball about the images.
 
     Args:
-        gradient: Images to the gradient of what is to grow.
+        gradient: Images and the number of the step, from 0, to the gradient of what is to grow.
         images: Pixels within the bounds.
         start: Where to begin.
         epsilon: Radius.
@@ -173,9 +173,9 @@ def walk(
     """
     length = REACH * epsilon / steps if step_size is None else step_size
 
-    def step(_: Array, state: tuple[Images, Images, Array]) -> tuple[Images, Images, Array]:
+    def step(index: Array, state: tuple[Images, Images, Array]) -> tuple[Images, Images, Array]:
         moved, velocity, zeros = state
-        slope = gradient(moved)
+        slope = gradient(moved, index)
         zeros = zeros + is_zero(slope)
         if momentum is not None:
             norm_1 = jnp.sum(jnp.abs(slope), (1, 2, 3), keepdims=True)
@@ -188,19 +188,21 @@ def walk(
     return moved, zeros / steps
 
 
-def _climb_odds(
+def climb_odds(
     logits: Logits,
     images: Images,
     labels: Labels,
     start: Images,
+    gradient: Callable[[Images, Int[Array, ""]], Images] | None = None,
     *,
     targeted: bool | Bool[AnyArray, ""],
     bounds: Bounds,
     **how: Any,
 ) -> AttackResult:
-    """Walk along the gradient of the log odds, and say which images fell."""
+    """Walk along the gradient of the log odds, or another one, and say which images fell."""
     check_bounds(images, bounds)
-    moved, zeros = walk(lambda x: odds_gradient(logits, x, labels, targeted), images, start, bounds=bounds, **how)
+    gradient = gradient or (lambda x, _: odds_gradient(logits, x, labels, targeted))
+    moved, zeros = walk(gradient, images, start, bounds=bounds, **how)
     return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted), zeros)
 
 

@@ -29,18 +29,27 @@ ModelLogits = Float[AnyArray, "n classes"]
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
+def is_label(logits: ModelLogits, labels: Labels) -> Bool[Array, "n classes"]:
+    """Return which classes are the labels."""
+    return jnp.arange(logits.shape[1])[None] == labels[:, None]
+
+
 def log_odds(logits: ModelLogits, labels: Labels) -> Float[Array, " n"]:
     """Return log((1 - p_y) / p_y) = log Σ over the other classes of exp(logits) - logits_y, the odds against the label.
 
     The cross-entropy is log(1 + the odds), so it grows with them.
     """
-    own = _is_label(logits, labels)
-    return jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1) - _at(logits, labels)
+    return jax.nn.logsumexp(_without_label(logits, labels), axis=1) - _at(logits, labels)
 
 
 def margin(logits: ModelLogits, labels: Labels) -> Float[Array, " n"]:
     """Return by how much the strongest other class exceeds the label; above 0 another class is on top."""
     return strongest_other(logits, labels) - _at(logits, labels)
+
+
+def aim(logits: ModelLogits, labels: Labels, targeted: bool | Bool[AnyArray, ""]) -> Float[Array, " n"]:
+    """Return what is above 0 where an attack succeeds: the margin, or, with `targeted`, its negative."""
+    return jnp.where(jnp.asarray(targeted), -1, 1) * margin(logits, labels)
 
 
 def dlr(logits: ModelLogits, labels: Labels) -> Float[Array, " n"]:
@@ -83,13 +92,17 @@ def difference_to_target(
 
 def strongest_other(logits: ModelLogits, labels: Labels) -> Float[Array, " n"]:
     """Return the largest logit of another class than the label."""
-    return jnp.max(jnp.where(_is_label(logits, labels), -jnp.inf, logits), axis=1)
+    return jnp.max(_without_label(logits, labels), axis=1)
+
+
+def class_of_strongest_other(logits: ModelLogits, labels: Labels) -> Int[Array, " n"]:
+    """Return the class other than the label that has the largest logit."""
+    return jnp.argmax(_without_label(logits, labels), axis=1)
 
 
 def order_of_others(logits: ModelLogits, labels: Labels) -> Int[Array, "n classes-1"]:
     """Return for every image the classes other than the label, the one of the largest logit first."""
-    others = jnp.where(_is_label(logits, labels), -jnp.inf, logits)
-    return jnp.argsort(others, axis=1, descending=True, stable=True)[:, :-1]
+    return jnp.argsort(_without_label(logits, labels), axis=1, descending=True, stable=True)[:, :-1]
 
 
 def check_classes(count: int, expected: int, what: str) -> None:
@@ -119,9 +132,9 @@ def odds_gradient(logits: Logits, images: Images, labels: Labels, targeted: bool
     return jnp.where(jnp.asarray(targeted), -gradient, gradient)
 
 
-def _is_label(logits: ModelLogits, labels: Labels) -> Bool[Array, "n classes"]:
-    return jnp.arange(logits.shape[1])[None] == labels[:, None]
-
-
 def _at(logits: ModelLogits, labels: Labels) -> Float[Array, " n"]:
-    return jnp.sum(jnp.where(_is_label(logits, labels), logits, 0), axis=1)
+    return jnp.sum(jnp.where(is_label(logits, labels), logits, 0), axis=1)
+
+
+def _without_label(logits: ModelLogits, labels: Labels) -> ModelLogits:
+    return jnp.where(is_label(logits, labels), -jnp.inf, logits)

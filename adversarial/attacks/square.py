@@ -30,7 +30,7 @@ from adversarial.attacks.base import (
     select,
     split_keys,
 )
-from adversarial.attacks.losses import margin
+from adversarial.attacks.losses import aim
 from latentlab.arrays import AnyArray
 
 SHARE = 0.8
@@ -74,14 +74,14 @@ def square(
     The result has no `zero_gradients`, for there are none.
     """
     check_bounds(images, bounds)
-    keys, sign = split_keys(key, len(images)), jnp.where(jnp.asarray(targeted), -1.0, 1.0)
+    keys = split_keys(key, len(images))
     sides = jnp.asarray(square_sides(queries, images.shape[1:3], odd=norm == "l2"))
     propose = {"linf": _propose_linf, "l2": _propose_l2}[norm]
     start = {"linf": _start_linf, "l2": _start_l2}[norm]
 
     def evaluate(images: Images) -> tuple[Float[Array, " n"], Bool[Array, " n"]]:
         found = evaluate_logits(logits, images)
-        return sign * margin(found, labels), has_succeeded(found, labels, targeted)
+        return aim(found, labels, targeted), has_succeeded(found, labels, targeted)
 
     def is_running(state: Squares) -> Bool[Array, ""]:
         return (state.step < queries) & ~jnp.all(state.success)

@@ -20,7 +20,6 @@ The kernel of a depthwise convolution is `depthwise_kernel` as Keras 2 saved it 
 
 import contextlib
 import gzip
-import hashlib
 import re
 import tarfile
 import tempfile
@@ -36,6 +35,7 @@ import numpy as np
 
 from latentlab.errors import UserError, first_line
 from latentlab.storage import hdf5, limits
+from latentlab.storage.files import read_start
 
 Tree = TypeVar("Tree")
 Named = Iterator[tuple[str, np.ndarray]]
@@ -225,15 +225,7 @@ def _reader_of(path: Path, md5: str | None) -> Callable[[Path], Named]:
         if md5 is not None:
             raise UserError(f"{path}: an MD5 is that of one file, and this checkpoint is several; expected its .tar.gz")
         return read_checkpoint
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            file.seek(0)
-            found = None if md5 is None else hashlib.file_digest(file, "md5").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if md5 is not None and found != md5.lower():
-        raise UserError(f"{path}: MD5 {found}, expected {md5.lower()}; fetch it again")
+    start = read_start(path, md5)
     for signature, reader in READERS.items():
         if start.startswith(signature):
             return reader

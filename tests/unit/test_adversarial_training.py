@@ -67,7 +67,7 @@ def test_the_loss_of_pgd_is_that_of_attacked_digits(batch: tuple[Array, Array], 
     def losses_from(start: Array) -> Array:
         begun = random_start(random_in_ball, start, images, 0.2, "linf", (0.0, 1.0))
         moved, _ = walk(
-            lambda x: odds_gradient(lambda x: logits_of(variables, x), x, labels, False),
+            lambda x, _: odds_gradient(lambda x: logits_of(variables, x), x, labels, False),
             images, begun, epsilon=0.2, steps=4, step_size=None, norm="linf", bounds=(0.0, 1.0),
         )  # fmt: skip
         return cross_entropy(logits_of(variables, moved), labels)

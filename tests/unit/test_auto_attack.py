@@ -211,8 +211,8 @@ def test_the_least_change_of_a_linear_network_is_its_distance_from_the_boundary(
     normal = np.asarray(weights.T[targets] - weights.T[labels], np.float64)
     gap = -np.asarray(jnp.take_along_axis(found, targets[:, None], 1) - jnp.max(found, 1, keepdims=True))[:, 0]
     dual = np.abs(normal).sum(axis=1) if norm == "linf" else np.linalg.norm(normal, axis=1)
-    assert (search.distance >= gap / dual * 0.999).all()
-    assert (search.distance <= gap / dual * 1.06).all(), "an overshoot of 5 %"
+    assert (search.nearest.distance >= gap / dual * 0.999).all()
+    assert (search.nearest.distance <= gap / dual * 1.06).all(), "an overshoot of 5 %"
 
 
 def test_squares_have_the_sides_and_patterns_of_the_authors(expected: dict[str, np.ndarray]) -> None:

@@ -89,7 +89,8 @@ def attacked(dogs: Classifier, photo: np.ndarray, expected: dict[str, Any]) -> t
     low, high = dogs.range
     labels, epsilons = np.asarray(expected["labels"])[:, None], np.asarray([EPSILON / (high - low)], np.float32)
     targeted = np.asarray([False, True, True, True])
-    images, _ = experiment.sweep_photo(SweptAttack(attacks.fgsm), 0, dogs, photo[None], labels, targeted, epsilons)
+    swept = experiment.sweep_photo(SweptAttack(attacks.fgsm), 0, dogs, photo[None], labels, targeted, epsilons)
+    images = swept.images
     images = images[:, 0, 0]
     return images, experiment.predict(dogs, images, 1)
 

@@ -37,7 +37,7 @@ def attack(pixels: np.ndarray, labels: np.ndarray, targeted: np.ndarray, epsilon
     unit = jnp.asarray(pixels, jnp.float32) / 255
     arrays = map(jnp.asarray, (labels, targeted, epsilons))
     found = SweptAttack(attacks.fgsm)(jax.random.key(0), logits, unit, *arrays)
-    return np.asarray(found.images), np.asarray(found.zero_gradients)
+    return one_photo.SweptImages(np.asarray(found.images), np.asarray(found.zero_gradients))
 
 
 @pytest.fixture(scope="module")
