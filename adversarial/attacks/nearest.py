@@ -52,7 +52,7 @@ def restrict_to_ball(
     nearest: Nearest, zeros: Float[Array, " n"], images: Images, epsilon: Radius, norm: Norm, bounds: Bounds
 ) -> AttackResult:
     """Return what a search says about a radius: success within it, and elsewhere the originals."""
-    is_near = nearest.distance <= epsilon
+    is_near = (nearest.distance <= epsilon) & jnp.isfinite(nearest.distance)
     inside = project_to_ball(nearest.images, images, epsilon, norm, bounds)
     return AttackResult(select(is_near, inside, images), is_near, zeros, nearest.distance)
 
