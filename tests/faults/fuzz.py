@@ -37,11 +37,12 @@ from latentlab.errors import UserError
 from latentlab.experiment import Run
 from latentlab.image_formats import read_idx
 from latentlab.labeled_images import open_dataset
-from latentlab.storage import hdf5, image_files, keras_weights, run_directory
+from latentlab.storage import hdf5, image_files, keras_weights, run_directory, torch_weights
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.tfds import TfRecords
 
 KERAS = Path(__file__).parents[1] / "data" / "keras"
+TORCH = Path(__file__).parents[1] / "data" / "torch"
 MEMORY = 4 * 2**30
 SECONDS = 20
 EXTREMES = (
@@ -294,6 +295,26 @@ def _digits() -> list[bytes]:
     return [_npz(x_train=images, y_train=labels, x_test=images, y_test=labels)]
 
 
+def _torch(*names: str) -> list[bytes]:
+    return [(TORCH / name).read_bytes() for name in names]
+
+
+def _torch_pickles() -> list[bytes]:
+    found = []
+    for name in ("plain.pth", "wrapped.pth"):
+        with zipfile.ZipFile(TORCH / name) as archive:
+            found.append(archive.read(next(member for member in archive.namelist() if member.endswith("/data.pkl"))))
+    return found
+
+
+def _torch_zip(inside: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(TORCH / "plain.pth") as whole, zipfile.ZipFile(packed, "w") as archive:
+        for name in whole.namelist():
+            archive.writestr(name, inside if name.endswith("/data.pkl") else whole.read(name))
+    return packed.getvalue()
+
+
 IDX = b"\x00\x00\x08\x03" + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x1c" * 2 + bytes(range(196)) * 8
 EDIT = {"image_ids": np.asarray(["a"]), "z_start": np.zeros((1, 5), np.float32), "z_end": np.ones((1, 5), np.float32)}
 WEIGHTS: list[bytes] = []
@@ -320,6 +341,10 @@ READERS = {
     "NPZ of digits": Reader(lambda path: open_dataset(f"npz:{path}"), _digits, ".npz"),
     "TFRecord": Reader(_read_tfrecord, _tfrecord, ".tfrecord"),
     "model of Keras": Reader(_read_keras_model, _keras_models, ".json"),
+    "safetensors": Reader(torch_weights.read, lambda: _torch("plain.safetensors"), ".safetensors"),
+    ".pth": Reader(torch_weights.read, lambda: _torch("plain.pth", "parameters.pth"), ".pth"),
+    ".pth, its pickle": Reader(torch_weights.read, _torch_pickles, ".pth", _torch_zip),
+    ".pth before PyTorch 1.6": Reader(torch_weights.read, lambda: _torch("legacy.pth"), ".pth"),
     "HDF5 of Keras": Reader(_read_keras, _hdf5, ".h5"),
     ".keras": Reader(_read_keras, lambda: _from_tar("keras.tar.xz", (".keras",)), ".keras"),
     ".keras, config": Reader(_read_keras, _keras_configs, ".keras", _keras),
