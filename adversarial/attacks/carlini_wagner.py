@@ -140,7 +140,7 @@ def carlini_wagner(
             checked = jnp.where(is_checked & is_running, loss, state.loss)
             success = has_succeeded(found, labels, targeted) & is_running
             kept = keep_nearer(state.nearest, pixels, success, images, norm)
-            is_counted = is_running & ~success
+            is_counted = (is_running & ~success).astype(jnp.float32)
             return Descent(
                 state.step + 1,
                 optax.apply_updates(state.variables, updates),

@@ -104,7 +104,8 @@ def deepfool(
         moved = jnp.clip(images + OVERSHOOT * change, *bounds)
         moved = select(state.success, state.images, moved)
         success = state.success | has_succeeded(evaluate_logits(logits, moved), labels, targeted)
-        taken, zeros = state.taken + ~state.success, state.zeros + ~state.success * is_zero(gradient)
+        is_counted = (~state.success).astype(jnp.float32)
+        taken, zeros = state.taken + is_counted, state.zeros + is_counted * is_zero(gradient)
         return Walk(state.step + 1, moved, change, success, taken, zeros)
 
     none, succeeded = jnp.zeros(len(images)), has_succeeded(clean, labels, targeted)

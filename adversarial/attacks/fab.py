@@ -151,7 +151,8 @@ def find_least_change(
         is_searching = state.nearest.distance > epsilon
         nearest = keep_nearer(state.nearest, moved, success & is_searching, images, norm)
         back = images + (moved - images) * BACKWARD
-        taken, zeros = state.taken + is_searching, state.zeros + is_searching * is_zero(gradient)
+        is_counted = is_searching.astype(jnp.float32)
+        taken, zeros = state.taken + is_counted, state.zeros + is_counted * is_zero(gradient)
         return Search(state.step + 1, select(success, back, moved), nearest, taken, zeros)
 
     succeeded = has_succeeded(evaluate_logits(logits, images), labels, targeted)

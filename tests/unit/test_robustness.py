@@ -1,5 +1,6 @@
 """Robust accuracy: who is still recognised, by how many, and how sure that is."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
+from PIL import Image
 
-from adversarial import attacks, robustness
+from adversarial import attacks, experiment, robustness
 from adversarial.attacks import SweptAttack
 from adversarial.classifier import wrap_classifier
-from adversarial.config import describe_attack
+from adversarial.config import AdversarialConfig, describe_attack
 from adversarial.pixels import RANGES, Epsilon, most_grey_levels, round_inward
 from latentlab.parallel import LocalRows
 
@@ -61,7 +63,7 @@ def test_recognised_as_floats_and_on_the_grid(batch_size: int) -> None:
         SweptAttack(attacks.fgsm),
         jax.random.split(jax.random.key(0), 3),
     )
-    correct, on_grid, zero_gradients, is_finite = robustness.attack_and_classify(
+    correct, on_grid, zero_gradients, is_finite, distance = robustness.attack_and_classify(
         classifier, attack, keys, pictures, labels, EPSILONS, batch_size
     )
     np.testing.assert_array_equal(correct[:, 0], [True, True, False])
@@ -69,7 +71,7 @@ def test_recognised_as_floats_and_on_the_grid(batch_size: int) -> None:
     np.testing.assert_array_equal(on_grid[:, 1], correct[:, 0])  # 0.255 grey levels round to none
     np.testing.assert_array_equal(correct[:, 2], [False, True, False])
     assert correct.shape == on_grid.shape == zero_gradients.shape == (3, 4)
-    assert is_finite.all() and not zero_gradients.any()
+    assert is_finite.all() and not zero_gradients.any() and np.isnan(distance).all()
     if batch_size == 5:
         again = robustness.attack_and_classify(
             classifier, attack, keys, LocalRows(pictures, 3), labels, EPSILONS, batch_size
@@ -92,6 +94,36 @@ def test_rounding_on_the_device_is_that_of_saved_pictures() -> None:
     )
     found = robustness.attack_and_classify(classifier, attack, keys, pictures, labels, EPSILONS, 6)
     np.testing.assert_array_equal(found.on_grid, want.T)
+
+
+def test_a_search_for_the_nearest_image_tells_its_distance(tmp_path: Path) -> None:
+    """Of these colours (80 to 190 grey levels) the nearest that is called otherwise is half a difference away in L∞."""
+    colours = ([150, 130, 110], [110, 150, 120], [150, 130, 110])
+    for index, colour in enumerate(colours):
+        Image.fromarray(np.full((32, 32, 3), colour, np.uint8)).save(tmp_path / f"{index}_{index % 2}.png")
+    # An epsilon in [-1, 1] counts twice.
+    config = AdversarialConfig(
+        images=str(tmp_path), labels="numbers", report="robust-accuracy", attack="deepfool", size=32,
+        range="minus-one-one", epsilons=(0.0, 0.1, 0.2), epsilon=0.2,
+    )  # fmt: skip
+    results: Any = experiment.run(config, classifier=logits, log=lambda line: None)
+    exact = 2 * np.asarray([10, 15, 10]) / 255
+    distances = np.asarray([row["distance"] for row in results.rows])
+    assert ((distances >= exact * (1 - 1e-4)) & (distances <= 1.05 * exact)).all()
+    assert results.accuracy["accuracy"].tolist() == [1, pytest.approx(1 / 3), 0]
+    described = results.measures["distance"]
+    assert described["photos"] == described["found"] == 3 and described["range"] == "[-1, 1]"
+    assert described["median"] == sorted(distances)[1]
+    assert f"median {sorted(distances)[1]:.3g} of [-1, 1]" in results.summary()
+
+
+def test_photos_without_a_nearest_image_are_the_farthest() -> None:
+    rows = [{"correct": [True], "distance": value} for value in (0.1, None, 0.3, None)] + [
+        {"correct": [False], "distance": 0.0}
+    ]
+    found = robustness.describe_distances(rows, RANGES["zero-one"])["distance"]
+    assert found == {"photos": 4, "found": 2, "median": 0.3, "quartiles": [0.1, None], "range": "[0, 1]"}
+    assert robustness.describe_distances([{"correct": [True]}], RANGES["zero-one"]) == {}
 
 
 def test_results_and_summary_carry_epsilon_with_its_range() -> None:
