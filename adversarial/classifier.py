@@ -204,7 +204,9 @@ def open_resnet(config: AdversarialConfig, model_range: PixelRange) -> tuple[Cla
         raise UserError(f"{path}: has the weights of a {found}, expected those of a {config.classifier}")
     fed = IMAGENET if config.range == "auto" else model_range
     classes = _classes(config, network.classes)
-    assumed = f"a {found} that is fed {fed}, of photos whose middle is cut out as torchvision does"
+    assumed = f"a {found} that is fed {fed}"
+    if not config.shorter_side:
+        assumed += f", of photos whose shorter side is {RESIZE:.3g} times as long as what is cut out of their middle"
     return Classifier(network, variables, fed, classes, assumed, RESIZE), RESNET_SIZE
 
 

@@ -31,6 +31,9 @@ class AdversarialConfig:
     """Text file with the name of a class a line, in the order of the network."""
     size: int = 0
     """Height and width of the network's images; 0: as its file tells, or 224."""
+    shorter_side: int = 0
+    """Length of a photo's shorter side, in pixels, before the square in its middle is cut out; 0: as the classifier has
+    it, which is 256 of 224 for a ResNet (torchvision's second weights have 232), and the whole photo for others."""
     range: Literal["auto", "zero-one", "minus-one-one", "zero-255"] = "auto"
     """What the network is fed, and the unit of epsilon: zero-one (image / 255), minus-one-one (2 · image / 255 - 1) or
     zero-255. auto feeds [-1, 1] to a MobileNetV2, 0…255 to a model that rescales it, [0, 1] with ImageNet's mean and
@@ -103,8 +106,9 @@ class AdversarialConfig:
     """Seed of pgd's starts."""
 
     def __post_init__(self) -> None:
-        for name, low in (("size", 0), ("steps", 0), ("queries", 1), ("restarts", 1), ("batch_size", 1),
-            ("seed", 0), ("train_images", 0), ("test_images", 0), ("epochs", 1), ("train_steps", 1), ("seeds", 1),
+        for name, low in (("size", 0), ("shorter_side", 0), ("steps", 0), ("queries", 1), ("restarts", 1),
+            ("batch_size", 1), ("seed", 0), ("train_images", 0), ("test_images", 0), ("epochs", 1),
+            ("train_steps", 1), ("seeds", 1),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least {low}")

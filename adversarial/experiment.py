@@ -9,6 +9,7 @@ import difflib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from adversarial import defense, figures, one_photo, photos, robustness
 from adversarial.assets import IMAGENET_PHOTOS, LABRADOR, REGISTRY
-from adversarial.attacks import ATTACKS, LEAST_CLASSES, ONE_NORM, Ensemble, SweptAttack, select_settings
+from adversarial.attacks import ATTACKS, LEAST_CLASSES, REQUIRED_NORM, Ensemble, SweptAttack, select_settings
 from adversarial.classifier import Classifier, in_unit_range, open_classifier, wrap_classifier
 from adversarial.config import DEFAULT_SIZE, DIGITS, NORMS, AdversarialConfig, attacks_on_photo
 from adversarial.ensemble import Standing, attack_in_stages, photo_keys
@@ -196,10 +197,9 @@ def make_attack(config: AdversarialConfig, name: str = "") -> SweptAttack:
         near = difflib.get_close_matches(name, ATTACKS, 1)
         expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ATTACKS)}"
         raise UserError(f"attack: there is no {name!r}; {expected}")
-    if config.norm != ONE_NORM.get(name, config.norm):
-        raise UserError(
-            f"attack: {name} measures the distance in {NORMS[ONE_NORM[name]]} alone; expected --norm {ONE_NORM[name]}"
-        )
+    norm = REQUIRED_NORM.get(name, config.norm)
+    if config.norm != norm:
+        raise UserError(f"attack: {name} measures the distance in {NORMS[norm]} alone; expected --norm {norm}")
     attack = ATTACKS[name]
     steps = inspect.signature(attack).parameters.get("steps")
     own = DEFAULT_STEPS if steps is None or steps.default is steps.empty else steps.default
@@ -448,7 +448,15 @@ def _open(config: AdversarialConfig, given: Classifier | Logits | None) -> tuple
             f"{config.weights if given is None else 'classifier'}: has {len(classifier.classes)} classes, expected at "
             "least two, for no attack can change what a photo of the only one is taken for"
         )
-    return classifier, config.size or size or DEFAULT_SIZE
+    size = config.size or size or DEFAULT_SIZE
+    if config.shorter_side:
+        if config.shorter_side < size:
+            raise UserError(
+                f"shorter_side is {config.shorter_side}, but the network's images have {size} pixels; expected as many "
+                "or more"
+            )
+        classifier = replace(classifier, resize=config.shorter_side / size)
+    return classifier, size
 
 
 def _warn_of_zero_gradients(name: str, shares: np.ndarray, log: Log) -> None:

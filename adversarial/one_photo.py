@@ -141,6 +141,7 @@ def describe_sweep(
         before, after = found.probabilities[row, column], found.after_png[row, column]
         tops = int(np.argmax(before)), int(np.argmax(after))
         target = objective.label if objective.targeted else None
+        distance = found.distance[row, column] * epsilon.range.width
         return {
             "attack": attack,
             "objective": objective.name,
@@ -160,7 +161,7 @@ def describe_sweep(
             "success_after_png": (tops[1] == objective.label) == objective.targeted,
             "linf_grey_levels": linf_grey_levels(found.pictures[row, column], photo),
             "zero_gradients": finite_or_null(found.zero_gradients[row, column]),
-            "distance": finite_or_null(found.distance[row, column] * epsilon.range.width),
+            **({} if np.isnan(distance) else {"distance": finite_or_null(distance)}),
         }
 
     return [[entry(row, column) for column in range(len(epsilons))] for row in range(len(objectives))]
@@ -184,6 +185,11 @@ def describe_top(
     ]
 
 
+def format_distance(distance: float | None) -> str:
+    """Return a distance with three digits, or that none was found."""
+    return "no distance (none found)" if distance is None else f"{distance:.3g}"
+
+
 def summarize(results: Mapping[str, Any]) -> str:
     """Return the results in a few lines for the terminal."""
     first = results["attacks"][0]
@@ -201,6 +207,6 @@ def summarize(results: Mapping[str, Any]) -> str:
             f"  {objective}: {entry['top1_name']} {entry['confidence']:.1%}, {verdict}; "
             f"as PNG, ±{entry['linf_grey_levels']} grey levels, {saved}: "
             f"{entry['top1_name_after_png']} {entry['confidence_after_png']:.1%}"
-            + ("" if entry.get("distance") is None else f"; nearest at {entry['distance']:.3g}")
+            + (f"; nearest at {format_distance(entry['distance'])}" if "distance" in entry else "")
         )
     return "\n".join(lines)

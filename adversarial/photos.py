@@ -166,7 +166,10 @@ def read(path: Path, size: int, decoder: Decoder = "pillow", resize: float = 0.0
             ) from error
         except Exception as error:  # Pillow's readers raise many types for damaged files
             raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
-    return Photo(_make_square(np.asarray(rgb), size, resize), tuple(notes))
+    try:
+        return Photo(_make_square(np.asarray(rgb), size, resize), tuple(notes))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def read_ahead(
@@ -198,19 +201,22 @@ def _read_or_fault(path: Path, size: int, decoder: Decoder, resize: float) -> Ph
 
 
 def from_pixels(pixels: UInt8[np.ndarray, "h w 3"], size: int, resize: float = 0.0) -> Photo:
-    """Return pixels 0…255 as a photo of `size` × `size`.
+    """Return pixels 0…255 as a photo of `size` × `size`; `resize` is that of `read`.
 
     Raises:
-        UserError: They are not uint8 (h, w, 3).
+        UserError: They are not uint8 (h, w, 3), or too long for their width.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(f"photo: is {pixels.dtype} {pixels.shape}, expected uint8 (height, width, 3)")
-    return Photo(_make_square(pixels, size, resize), ())
+    try:
+        return Photo(_make_square(pixels, size, resize), ())
+    except ValueError as error:
+        raise UserError(f"photo: {error}") from error
 
 
-def _make_square(pixels: UInt8[np.ndarray, "h w 3"], size: int, longer: float) -> UInt8[np.ndarray, "size size 3"]:
-    if longer:
-        return resize_and_crop(pixels, round(longer * size), size)
+def _make_square(pixels: UInt8[np.ndarray, "h w 3"], size: int, multiple: float) -> UInt8[np.ndarray, "size size 3"]:
+    if multiple:
+        return resize_and_crop(pixels, round(multiple * size), size)
     levels = resize(pixels, size)
     levels *= GREY_LEVELS
     return np.rint(levels, out=levels).astype(np.uint8)
@@ -220,10 +226,14 @@ def resize_and_crop(pixels: UInt8[np.ndarray, "h w 3"], shorter: int, size: int)
     """Return the square in the middle of a photo, whose shorter side is first made `shorter` pixels.
 
     It is interpolated bilinearly with antialiasing, and sides are rounded, as torchvision does for a Pillow image.
+
+    Raises:
+        ValueError: It becomes larger than `limits.MOST_PIXELS`.
     """
     height, width = pixels.shape[:2]
     longer = int(shorter * max(height, width) / min(height, width))
     sides = (shorter, longer) if width <= height else (longer, shorter)
+    limits.check_pixels(*sides)
     resized = Image.fromarray(pixels).resize(sides, Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in sides)
     return np.asarray(resized.crop((left, top, left + size, top + size)))

@@ -35,7 +35,7 @@ class PixelRange(NamedTuple):
 
     def feed(self, images: Any) -> Any:
         """Return what a network is fed of images in [0, 1]."""
-        return self.low + (self.high - self.low) * images
+        return self.low + self.width * images
 
     def __str__(self) -> str:
         return f"[{self.low:g}, {self.high:g}]"

@@ -117,9 +117,10 @@ def _count_layers(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _count_classes(arrays: Mapping[str, np.ndarray]) -> int:
-    if "fc.weight" not in arrays:
-        raise UserError("weights: no fc.weight, so the network gives no classes; expected a ResNet with its last layer")
-    return int(arrays["fc.weight"].shape[0])
+    shape = arrays["fc.weight"].shape if "fc.weight" in arrays else ()
+    if len(shape) != 2 or not shape[0]:
+        raise UserError(f"weights: fc.weight has shape {shape}, expected that of a last layer, (classes, features)")
+    return int(shape[0])
 
 
 def _in_flax_layout(array: np.ndarray) -> np.ndarray:

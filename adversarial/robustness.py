@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 from adversarial.attacks import SweptAttack, evaluate_logits
 from adversarial.classifier import Classifier, in_unit_range
 from adversarial.config import describe_attack
+from adversarial.one_photo import format_distance
 from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, PixelRange, most_grey_levels
 from latentlab.arrays import AnyArray
 from latentlab.parallel import LocalRows, batched_apply
@@ -217,12 +218,8 @@ def summarize(results: Mapping[str, Any]) -> str:
         )
     if found := results.get("distance"):
         lines.append(
-            f"distance to the nearest image found that is not recognised: median {_format_distance(found['median'])} "
-            f"of {found['range']}, quartiles {' and '.join(map(_format_distance, found['quartiles']))}, over "
+            f"distance to the nearest image found that is not recognised: median {format_distance(found['median'])} "
+            f"of {found['range']}, quartiles {' and '.join(map(format_distance, found['quartiles']))}, over "
             f"{found['photos']} photos"
         )
     return "\n".join(lines)
-
-
-def _format_distance(distance: float | None) -> str:
-    return "none" if distance is None else f"{distance:.3g}"

@@ -50,7 +50,7 @@ __all__ = [
     "ATTACKS",
     "LEAST_CLASSES",
     "MINIMIZING",
-    "ONE_NORM",
+    "REQUIRED_NORM",
     "Attack",
     "AttackResult",
     "Ensemble",
@@ -112,7 +112,7 @@ ATTACKS: dict[str, Attack] = {
 MINIMIZING = frozenset({deepfool, carlini_wagner, fmn})
 """Attacks that look for the nearest image, whatever ε is, and tell its distance."""
 
-ONE_NORM: dict[str, Norm] = {"cw": "l2"}
+REQUIRED_NORM: dict[str, Norm] = {"cw": "l2"}
 """The norm of attacks that have only one."""
 
 LEAST_CLASSES = {"apgd-dlr": DLR_CLASSES} | dict.fromkeys(("apgd-t", "auto", "auto-fast"), TARGETED_DLR_CLASSES)

@@ -2,9 +2,10 @@
 
 The image is (high - low) / 2 · tanh(w) + (high + low) / 2, which cannot leave the bounds. For a weight c, Adam descends
 
-    ‖x' - x‖² + c · max(0, κ - m(x')),        m = max over i ≠ y of z_i - z_y, or z_t less the strongest other logit,
+    ‖(x' - x) / (high - low)‖² + c · max(0, κ - m(x')),
 
-and a search over c of every image keeps the smallest change that succeeds. Source: Carlini and Wagner 2017,
+where m = max over i ≠ y of z_i - z_y, or z_t less the strongest other logit. A search over c of every image keeps the
+smallest change that reaches m ≥ κ. Source: Carlini and Wagner 2017,
 arXiv 1608.04644.
 """
 
@@ -38,9 +39,9 @@ SEARCHES = 9
 """Weights that are tried for every image."""
 FIRST_WEIGHT = 1e-3
 CHECKS = 10
-"""How often in a descent is asked whether an image still gains, …"""
+"""Times in a descent that the losses of images are compared with those before."""
 LEAST_GAIN = 1e-4
-"""… by this share of its loss."""
+"""An image rests where its loss has not fallen by this share of it."""
 INSIDE = 0.999999
 """Where the bounds lie between -1 and 1 before the inverse of tanh, which is infinite there."""
 
@@ -105,7 +106,7 @@ def carlini_wagner(
         epsilon: Radius; infinite for the nearest images found, however far.
         steps: Most steps of Adam for each of nine weights.
         learning_rate: Of Adam, in the argument of tanh.
-        confidence: κ, the margin from which on only the change counts.
+        confidence: κ, the least margin of an image that counts as success.
         targeted: Labels are targets.
         norm: L2.
         bounds: Of the pixels.
@@ -117,28 +118,31 @@ def carlini_wagner(
     if norm != "l2":
         raise ValueError(f"norm is {norm!r}, but the attack of Carlini and Wagner is in L2; expected 'l2'")
     check_bounds(images, bounds)
-    middle, half = sum(bounds) / 2, (bounds[1] - bounds[0]) / 2
-    origin = jnp.arctanh((images - middle) / half * INSIDE)
+    middle, width = sum(bounds) / 2, bounds[1] - bounds[0]
+    origin = jnp.arctanh((images - middle) * 2 / width * INSIDE)
     adam, check_every = optax.adam(learning_rate), -(-steps // CHECKS)
 
     def to_pixels(variables: Images) -> Images:
-        return jnp.tanh(variables) * half + middle
+        return jnp.tanh(variables) * width / 2 + middle
 
     def objective(found: Array, labels: Labels, weight: Array) -> Array:
         return -weight * jnp.maximum(0, confidence - aim(found, labels, targeted))
+
+    def is_sure(found: Array) -> Bool[Array, " n"]:
+        return has_succeeded(found, labels, targeted) & (aim(found, labels, targeted) >= confidence)
 
     def descend(weight: Float[Array, " n"], nearest: Nearest, taken: Array, zeros: Array) -> Descent:
         def take_step(state: Descent) -> Descent:
             pixels, pull_back = jax.vjp(to_pixels, state.variables)
             gradient, found = differentiate(objective, logits, pixels, labels, weight)
             change = pixels - to_pixels(origin)
-            loss = jnp.sum(change**2, axis=(1, 2, 3)) - objective(found, labels, weight)
-            (slope,) = pull_back(2 * change - gradient)
+            loss = jnp.sum((change / width) ** 2, axis=(1, 2, 3)) - objective(found, labels, weight)
+            (slope,) = pull_back(2 * change / width**2 - gradient)
             updates, moments = adam.update(slope, state.moments)
             is_checked = state.step % check_every == 0
-            is_running = state.is_running & (~is_checked | (loss <= (1 - LEAST_GAIN) * state.loss))
+            is_running = state.is_running & (~is_checked | (loss < (1 - LEAST_GAIN) * state.loss))
             checked = jnp.where(is_checked & is_running, loss, state.loss)
-            success = has_succeeded(found, labels, targeted) & is_running
+            success = is_sure(found) & is_running
             kept = keep_nearer(state.nearest, pixels, success, images, norm)
             is_counted = (is_running & ~success).astype(jnp.float32)
             return Descent(
@@ -170,6 +174,6 @@ def carlini_wagner(
 
     none = jnp.zeros(len(images))
     weights = Weights(none + FIRST_WEIGHT, none, none + jnp.inf)
-    nearest = start_nearest(images, has_succeeded(evaluate_logits(logits, images), labels, targeted))
+    nearest = start_nearest(images, is_sure(evaluate_logits(logits, images)))
     _, nearest, taken, zeros = jax.lax.fori_loop(0, SEARCHES, search, (weights, nearest, none, none))
-    return restrict_to_ball(nearest, zeros / jnp.maximum(taken, 1), images, epsilon, norm, bounds)
+    return restrict_to_ball(nearest, zeros / jnp.maximum(taken, 1), images, epsilon)

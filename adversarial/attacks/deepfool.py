@@ -36,7 +36,7 @@ from latentlab.kernels.microbatch import apply_in_cache
 
 OVERSHOOT = 1.02
 MARGIN = 1e-4
-"""How much farther than to the boundary a step goes, as foolbox has it."""
+"""How much farther than to the boundary a step goes, as a share of the range of pixels; foolbox adds the same."""
 
 
 class Walk(NamedTuple):
@@ -89,7 +89,7 @@ def deepfool(
     del key
     check_bounds(images, bounds)
     clean = evaluate_logits(logits, images)
-    others = order_of_others(clean, labels)[:, :TARGETS]
+    others = order_of_others(clean, labels)[:, : 1 if targeted is True else TARGETS]  # towards a label there is one
 
     def is_running(state: Walk) -> Bool[Array, ""]:
         return (state.step < steps) & jnp.any(~state.success)
@@ -99,7 +99,7 @@ def deepfool(
         distances = jnp.abs(differences) / (jax.vmap(lambda one: dual_lengths(one, norm))(gradients) + 1e-8)
         best = jnp.argmin(distances, axis=0)
         rows = jnp.arange(len(images))
-        gradient, distance = gradients[best, rows], distances[best, rows] + MARGIN
+        gradient, distance = gradients[best, rows], distances[best, rows] + MARGIN * (bounds[1] - bounds[0])
         change = state.change + distance[:, None, None, None] * direction(gradient, norm)
         moved = jnp.clip(images + OVERSHOOT * change, *bounds)
         moved = select(state.success, state.images, moved)
@@ -112,7 +112,7 @@ def deepfool(
     start = Walk(jnp.zeros((), jnp.int32), images, jnp.zeros_like(images), succeeded, none, none)
     found = jax.lax.while_loop(is_running, take_step, start)
     nearest = keep_nearer(start_nearest(images, succeeded), found.images, found.success, images, norm)
-    return restrict_to_ball(nearest, found.zeros / jnp.maximum(found.taken, 1), images, epsilon, norm, bounds)
+    return restrict_to_ball(nearest, found.zeros / jnp.maximum(found.taken, 1), images, epsilon)
 
 
 def _linearize(
@@ -131,7 +131,7 @@ def _linearize(
         rival = jax.nn.one_hot(class_of_strongest_other(found, labels), found.shape[1], dtype=found.dtype)
         along = jnp.where(jnp.asarray(targeted), (own - rival)[:, None], wanted - own[:, None])
         gradients = jax.lax.map(lambda one: pull_back(one)[0], jnp.swapaxes(along, 0, 1))
-        return jnp.einsum("nkc,nc->nk", along, found), jnp.swapaxes(gradients, 0, 1)
+        return jnp.sum(along * found[:, None], axis=2), jnp.swapaxes(gradients, 0, 1)
 
     differences, gradients = apply_in_cache(linearize_rows, images, labels, others)
     return differences.T, jnp.swapaxes(gradients, 0, 1)

@@ -98,7 +98,7 @@ def fab_t(
             logits, images, labels, targets, epsilon=epsilon, steps=steps, targeted=targeted, norm=norm, bounds=bounds
         )
         zeros = found.zeros / jnp.maximum(found.taken, 1)
-        return restrict_to_ball(found.nearest, zeros, images, epsilon, norm, bounds)
+        return restrict_to_ball(found.nearest, zeros, images, epsilon)
 
     return aim_at_others(attack, key, logits, images, labels, rank, targeted)
 

@@ -35,12 +35,12 @@ from adversarial.attacks.nearest import Nearest, keep_nearer, restrict_to_ball, 
 from latentlab.arrays import AnyArray
 
 FIRST_STEP, LAST_STEP = 1.0, 0.01
-"""Length of a step in L2 at the beginning, and at the end as a share of that."""
+"""Length of a step in L2 at the beginning, as a multiple of the range of pixels, and at the end as a share of that."""
 FIRST_CHANGE, LAST_CHANGE = 0.05, 0.001
 """Share by which the radius changes."""
 
 
-class Descent(NamedTuple):
+class Search(NamedTuple):
     """State of the attack; arrays have a row an image.
 
     Attributes:
@@ -91,9 +91,9 @@ def fmn(
     def objective(found: Array, labels: Labels) -> Array:
         return aim(found, labels, targeted)
 
-    def take_step(step: Int[Array, ""], state: Descent) -> Descent:
+    def take_step(step: Int[Array, ""], state: Search) -> Search:
         fall = (1 + jnp.cos(jnp.pi * step / steps)) / 2
-        length = FIRST_STEP * (LAST_STEP + (1 - LAST_STEP) * fall)
+        length = FIRST_STEP * (high - low) * (LAST_STEP + (1 - LAST_STEP) * fall)
         share = LAST_CHANGE + (FIRST_CHANGE - LAST_CHANGE) * fall
         moved = images + state.change
         gradient, found = differentiate(objective, logits, moved, labels)
@@ -106,9 +106,9 @@ def fmn(
         radius = jnp.minimum(radius, farthest)
         change = project(state.change + length * direction(gradient, "l2"), radius[:, None, None, None], norm)
         change = jnp.clip(images + change, low, high) - images
-        return Descent(change, radius, nearest, state.zeros + is_zero(gradient))
+        return Search(change, radius, nearest, state.zeros + is_zero(gradient))
 
     none = jnp.zeros(len(images))
-    start = Descent(jnp.zeros_like(images), none, start_nearest(images, none > 0), none)
+    start = Search(jnp.zeros_like(images), none, start_nearest(images, none > 0), none)
     found = jax.lax.fori_loop(0, steps, take_step, start)
-    return restrict_to_ball(found.nearest, found.zeros / steps, images, epsilon, norm, bounds)
+    return restrict_to_ball(found.nearest, found.zeros / steps, images, epsilon)

@@ -17,7 +17,6 @@ from adversarial.attacks.base import (
     Norm,
     Radius,
     lengths,
-    project_to_ball,
     select,
     split_keys,
 )
@@ -48,13 +47,10 @@ def keep_nearer(nearest: Nearest, moved: Images, success: Bool[Array, " n"], ima
     return kept
 
 
-def restrict_to_ball(
-    nearest: Nearest, zeros: Float[Array, " n"], images: Images, epsilon: Radius, norm: Norm, bounds: Bounds
-) -> AttackResult:
+def restrict_to_ball(nearest: Nearest, zeros: Float[Array, " n"], images: Images, epsilon: Radius) -> AttackResult:
     """Return what a search says about a radius: success within it, and elsewhere the originals."""
     is_near = (nearest.distance <= epsilon) & jnp.isfinite(nearest.distance)
-    inside = project_to_ball(nearest.images, images, epsilon, norm, bounds)
-    return AttackResult(select(is_near, inside, images), is_near, zeros, nearest.distance)
+    return AttackResult(select(is_near, nearest.images, images), is_near, zeros, nearest.distance)
 
 
 def sweep_nearest(
@@ -79,7 +75,7 @@ def sweep_nearest(
         found = attack(keys, logits, images, labels, targeted=targeted, **how, **settings)
         nearest = Nearest(found.images, jnp.asarray(found.distance))
         zeros = jnp.asarray(found.zero_gradients)
-        return jax.lax.map(lambda epsilon: restrict_to_ball(nearest, zeros, images, epsilon, norm, bounds), epsilons)
+        return jax.lax.map(lambda epsilon: restrict_to_ball(nearest, zeros, images, epsilon), epsilons)
 
     found: AttackResult = jax.lax.map(search, (keys, labels, targeted))
     return found

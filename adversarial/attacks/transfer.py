@@ -71,7 +71,7 @@ def transfer_iterative(
 
     def diversify(key: Key[Array, ""], image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         is_diverse_key, shape_key = jax.random.split(key)
-        changed = resize_and_pad(shape_key, image, least_side)
+        changed = resize_and_pad(shape_key, image, least_side, bounds[0])
         return jnp.where(jax.random.bernoulli(is_diverse_key, diversity), changed, image)
 
     def gradient(moved: Images, step: Int[Array, ""]) -> Images:

@@ -38,7 +38,9 @@ def expect_logits(logits: Logits, transformation: Transformation, key: Key[Array
     return mean_logits
 
 
-def resize_and_pad(key: Key[Array, ""], image: Float[Array, "h w c"], least: float = 0.9) -> Float[Array, "h w c"]:
+def resize_and_pad(
+    key: Key[Array, ""], image: Float[Array, "h w c"], least: float = 0.9, fill: float = 0.0
+) -> Float[Array, "h w c"]:
     """Shrink an image bilinearly to a random side and lay it at a random place on black.
 
     The side is drawn from ⌊least · h⌋ … h - 1 pixels, or is h where those are equal, and the place from those at which
@@ -48,12 +50,18 @@ def resize_and_pad(key: Key[Array, ""], image: Float[Array, "h w c"], least: flo
         key: A key.
         image: A square image.
         least: Smallest side, as a share of the image's.
+        fill: What black is.
+
+    Raises:
+        ValueError: The image is not square.
     """
     full = image.shape[0]
+    if full != image.shape[1]:
+        raise ValueError(f"image has {full}×{image.shape[1]} pixels, expected a square")
     side_key, *place_keys = jax.random.split(key, 3)
     side = jax.random.randint(side_key, (), int(full * least), full)
     row, column = (jax.random.randint(one, (), 0, full - side) for one in place_keys)
-    return shrink_to(image, side, row, column)
+    return shrink_to(image - fill, side, row, column) + fill
 
 
 def shrink_to(
@@ -90,4 +98,4 @@ def smooth(images: Images, size: int) -> Images:
         return jnp.asarray(np.where(inside, kernel[np.clip(place, 0, size - 1)], 0), jnp.float32)
 
     rows, columns = map(convolution_matrix, images.shape[1:3])
-    return jnp.einsum("ip,npqc,jq->nijc", rows, images, columns)
+    return jnp.einsum("ip,npqc,jq->nijc", rows, images, columns, precision="highest")

@@ -31,7 +31,7 @@ FACES = (
     "--epochs-per-checkpoint 1 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --adam-epsilon 0.01 "
     "--dropout 0.25 --resident never --size 32 --latent-dim 20"
 )
-PHOTO = "--epsilons 0 0.01 --size 96"
+PHOTO = "--epsilons 0 0.01 --size 96 --attack bim --steps 2"
 MANY = (
     "--images packaged --report robust-accuracy --labels predictions --epsilons 0 0.001 --epsilon 0.002 --size 96 "
     "--batch-size 6 --attack pgd --steps 2 --restarts 2"

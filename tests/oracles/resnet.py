@@ -8,6 +8,7 @@ to be kept.
 """
 
 import sys
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -97,8 +98,14 @@ def main() -> None:
     np.savez(DATA / "tensors.npz", **{name: value.double().numpy() for name, value in tensors.items()})
     torch.save(tensors, DATA / "plain.pth")
     torch.save(tensors, DATA / "legacy.pth", _use_new_zipfile_serialization=False)
-    wrapped = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in tensors.items()}}
+    within = {f"_orig_mod.module.{name}": value for name, value in tensors.items()}
+    optimizer = torch.optim.Adam([torch.nn.Parameter(whole.clone())])
+    optimizer.param_groups[0]["params"][0].sum().backward()
+    optimizer.step()
+    around = {"epoch": 3, "best_acc1": torch.tensor(0.5), "arguments": Namespace(lr=0.1), "size": whole.shape}
+    wrapped = around | {"optimizer": optimizer.state_dict(), "state_dict": within}
     torch.save(wrapped, DATA / "wrapped.pth")
+    torch.save(wrapped, DATA / "wrapped_legacy.pth", _use_new_zipfile_serialization=False)
     torch.save({name: torch.nn.Parameter(value) for name, value in list(tensors.items())[:3]}, DATA / "parameters.pth")
     torch.save(torch.nn.Linear(2, 3), DATA / "module.pth")
     save_file({name: value.contiguous() for name, value in tensors.items()}, DATA / "plain.safetensors")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax import Array
 
 from adversarial import attacks
-from adversarial.attacks import ATTACKS, ONE_NORM, Attack, AttackResult, SweptAttack
+from adversarial.attacks import ATTACKS, REQUIRED_NORM, Attack, AttackResult, SweptAttack
 from adversarial.attacks.iterative import climb_odds
 from latentlab.kernels import microbatch
 
@@ -116,7 +116,7 @@ def test_no_attack_is_blind_to_a_network_that_is_sure(name: str, targeted: bool,
     aims = attacks.class_at_rank(network, images, 2) if targeted else labels
     steps = 100 if name == "cw" else 10
     settings = attacks.select_settings(ATTACKS[name], {"steps": steps, "restarts": 2, "queries": 100})
-    epsilon = 1.5 if ONE_NORM.get(name) == "l2" else 0.3
+    epsilon = 1.5 if REQUIRED_NORM.get(name) == "l2" else 0.3
     plain, certain = (
         ATTACKS[name](KEY, function, images, aims, epsilon=epsilon, targeted=targeted, **settings)
         for function in (network, sure)
@@ -136,7 +136,7 @@ def test_images_outside_the_bounds_are_refused(
         ATTACKS[name](KEY, network, outside, labels, epsilon=0.1)
     with pytest.raises(ValueError, match="images reach"):
         rows = (labels[None], np.asarray([False]), np.asarray([0.1]))
-        attacks.sweep(ATTACKS[name], KEY, network, outside, *rows, norm=ONE_NORM.get(name, "linf"))
+        attacks.sweep(ATTACKS[name], KEY, network, outside, *rows, norm=REQUIRED_NORM.get(name, "linf"))
     few = attacks.select_settings(ATTACKS[name], {"steps": 3, "queries": 20})
     moved = ATTACKS[name](KEY, network, 2 * images - 1, labels, epsilon=0.1, bounds=(-1, 1), **few)
     assert jnp.abs(moved.images - (2 * images - 1)).max() <= 0.1 + 1e-6
@@ -246,7 +246,7 @@ def compiled_attack(name: str, norm: attacks.Norm) -> Callable[..., AttackResult
 def test_no_attack_leaves_the_ball_or_the_bounds(epsilon: float, seed: int, targeted: bool, norm: attacks.Norm) -> None:
     images = jax.random.uniform(jax.random.key(seed), (3, 4, 4, 3))
     before, labels = np.array(images), attacks.class_at_rank(network, images, 1 + targeted)
-    for name in (name for name in ATTACKS if ONE_NORM.get(name, norm) == norm):
+    for name in (name for name in ATTACKS if REQUIRED_NORM.get(name, norm) == norm):
         attacked = compiled_attack(name, norm)(jax.random.key(seed), images, labels, epsilon, targeted)
         difference = np.asarray(attacked.images, np.float64) - before
         size = np.abs(difference).max() if norm == "linf" else np.sqrt((difference**2).sum(axis=(1, 2, 3)).max())
@@ -273,13 +273,17 @@ def test_to_first_order_untargeted_raises_and_targeted_lowers_the_loss(
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_image_does_not_depend_on_its_batch(images: Array, labels: Array, name: str) -> None:
-    settings = attacks.select_settings(ATTACKS[name], {"steps": 4, "restarts": 2, "queries": 20})
-    keys = jax.random.split(KEY, len(images))
+    searches = ATTACKS[name] in attacks.MINIMIZING
+    steps = {"cw": 60, "deepfool": 20, "fmn": 20}.get(name, 4)
+    settings = attacks.select_settings(ATTACKS[name], {"steps": steps, "restarts": 2, "queries": 20})
+    keys, epsilon = jax.random.split(KEY, len(images)), jnp.inf if searches else 0.1
 
     def attack(rows: slice) -> AttackResult:
-        return ATTACKS[name](keys[rows], network, images[rows], labels[rows], epsilon=0.1, **settings)
+        return ATTACKS[name](keys[rows], network, images[rows], labels[rows], epsilon=epsilon, **settings)
 
     whole = attack(slice(None))
+    if searches:
+        assert whole.success.mean() > 0.5 and np.linalg.norm(whole.images - images) > 0.1
     for rows in (slice(0, 1), slice(3, 8)):
         some = attack(rows)
         np.testing.assert_allclose(some.images, whole.images[rows], atol=1e-6)

@@ -2,9 +2,11 @@
 
 import io
 import pickle
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from adversarial.config import AdversarialConfig
 from adversarial.pixels import IMAGENET, RANGES
 from adversarial.resnet import ResNet
 from latentlab.errors import UserError
-from latentlab.storage import keras_weights, torch_weights
+from latentlab.storage import keras_weights, limits, torch_weights
 from tests.oracles.resnet import CLASSES, DATA, LAYERS, draw_images, draw_photo, draw_weights
 
-KINDS = ("plain.pth", "legacy.pth", "wrapped.pth", "plain.safetensors")
+KINDS = ("plain.pth", "legacy.pth", "wrapped.pth", "wrapped_legacy.pth", "plain.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_logits_are_those_of_torchvision(
     layers: int, saved: Callable[[int], Path], expected: dict[str, np.ndarray]
 ) -> None:
     network = open_resnet(saved(layers), classifier=f"resnet{layers}")
-    assert network.range == IMAGENET and "cut out as torchvision does" in network.assumed
+    assert network.range == IMAGENET and "1.14 times as long as what is cut out" in network.assumed
     images = jnp.asarray(draw_images())
     theirs = expected[f"logits/{layers}"]
     assert np.abs(theirs).max() > 0.1
@@ -112,7 +114,7 @@ def test_another_network_than_the_one_asked_for_is_refused(saved: Callable[[int]
     with pytest.raises(UserError, match=r"batch_stats/bn1/var: missing, expected bn1.running_var of shape \(64,\)"):
         open_resnet(tmp_path / "part.safetensors")
     save_file({name: array for name, array in arrays.items() if "fc" not in name}, tmp_path / "headless.safetensors")
-    with pytest.raises(UserError, match=r"no fc.weight, so the network gives no classes"):
+    with pytest.raises(UserError, match=r"fc\.weight has shape \(\), expected that of a last layer"):
         open_resnet(tmp_path / "headless.safetensors")
 
 
@@ -133,7 +135,7 @@ def test_parameters_are_tensors() -> None:
 
 
 def test_a_whole_module_is_refused_and_named() -> None:
-    with pytest.raises(UserError, match=r"holds a torch\.nn\.modules\.linear\.Linear, which only running code"):
+    with pytest.raises(UserError, match=r"holds a torch\.nn\.modules\.linear\.Linear, expected weights alone"):
         torch_weights.read(DATA / "module.pth")
 
 
@@ -160,9 +162,62 @@ def test_nothing_that_a_file_names_is_run(tmp_path: Path) -> None:
     magic = pickle.dumps(torch_weights.MAGIC_NUMBER, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
     legacy.write_bytes(magic + pickle.dumps({"weight": Runs(mark)}, 2))
     for path in (zip_of(tmp_path / "zip.pth", {"weight": Runs(mark)}), legacy):
-        with pytest.raises(UserError, match="which only running code could build"):
+        with pytest.raises(UserError, match="holds no tensors by name"):
             torch_weights.read(path)
     assert not mark.exists()
+
+
+HOSTILE = {
+    "a key whose hash recurses": b"\x80\x02}N" + b"\x85" * 1_000_000 + b"Ns.",
+    "attributes of a type": b"\x80\x02ctorch\nBFloat16Storage\nN}X\x05\x00\x00\x00dtypeX\x01\x00\x00\x00xs\x86b.",
+    "a place in memory far away": b"\x80\x02}r\xff\xff\xff\xff.",
+    "lists that double": b"\x80\x02]q\x00" + b"]q\x01(h\x00h\x00eq\x00" * 60 + b"Q.",
+    "lists within lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    "a call of what is no function": b"\x80\x02NN\x85R.",
+    "an instruction that imports": b"\x80\x02(S'true'\nios\nsystem\n.",
+    "no end": b"\x80\x02}",
+    "nothing on the stack": b"\x80\x020.",
+    "two items of three": b"\x80\x02}(NNNu.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles_are_one_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no readable weights of PyTorch|holds"):
+        torch_weights.read(zip_of(tmp_path / "hostile.pth", HOSTILE[name]))
+    assert not hasattr(jnp.bfloat16, "x") and jnp.bfloat16.dtype == np.dtype(jnp.bfloat16)
+
+
+def test_a_pickle_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"]" * 2**23 + b".")
+    with pytest.raises(UserError, match=r"a pickle of 8,388,611 bytes, expected at most 4,194,304"):
+        torch_weights.read(path)
+    legacy = pickle.dumps(torch_weights.MAGIC_NUMBER, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+    path.write_bytes(legacy + b"\x80\x02" + b"]" * 2**23 + b".")
+    with pytest.raises(UserError, match=r"a pickle of more than 4,194,304 bytes"):
+        torch_weights.read(path)
+
+
+def test_many_views_of_one_storage_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_BYTES", 4000)
+    numbers = np.zeros(600, np.float32)
+    one = tensor_pickle(0, (600,), (1,), 600)
+    torch_weights.read(zip_of(tmp_path / "one.pth", one, at_0=numbers.tobytes()))
+    item = one[one.index(b"X\x06\x00\x00\x00weight") : one.rindex(b"s.")]
+    both = b"\x80\x02}" + item + b"s" + item.replace(b"weight", b"height") + b"s."
+    with pytest.raises(UserError, match=r"unpacks to .* expected at most 4,000"):
+        torch_weights.read(zip_of(tmp_path / "two.pth", both, at_0=numbers.tobytes()))
+
+
+def test_a_tar_of_the_first_pytorch_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("sys_info"), io.BytesIO())
+    assert torch_weights.is_torch(path)
+    with pytest.raises(UserError, match=r"is a tar, as PyTorch wrote before version 0\.2; expected it loaded"):
+        torch_weights.read(path)
 
 
 class Reference:
@@ -264,6 +319,11 @@ def test_photos_are_cut_as_torchvision_does(photo: tuple[int, int], expected: di
     np.testing.assert_array_equal(photos.from_pixels(pixels, 56, resize=64 / 56).pixels, theirs)
 
 
+def test_a_photo_that_becomes_too_long_is_refused() -> None:
+    with pytest.raises(UserError, match=r"photo: 16000000×256 pixels, expected at most 50 megapixels"):
+        photos.from_pixels(np.zeros((1, 62500, 3), np.uint8), 224, resize=256 / 224)
+
+
 @pytest.mark.slow
 def test_a_resnet_sees_the_middle_of_a_photo(saved: Callable[[int], Path]) -> None:
     config = AdversarialConfig(weights=str(saved(18)), size=64, epsilons=(0.0, 0.02), epsilon=0.02)
@@ -273,6 +333,11 @@ def test_a_resnet_sees_the_middle_of_a_photo(saved: Callable[[int], Path]) -> No
     measured = results.measures
     assert measured["pixel_range"] == "([0, 1] - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)"
     assert measured["assumed"].startswith("a resnet18 that is fed")
+    closer = replace(config, shorter_side=64, epsilons=(0.0,), epsilon=0.0)
+    results = experiment.run(closer, photo=pixels, log=lambda line: None)
+    np.testing.assert_array_equal(results.photo, photos.resize_and_crop(pixels, 64, 64))
+    with pytest.raises(UserError, match="shorter_side is 63, but the network's images have 64 pixels"):
+        experiment.run(replace(config, shorter_side=63), photo=pixels, log=lambda line: None)
     moved = results.sweep.pictures[0, 1].astype(int) - results.photo
     assert 0 < np.abs(moved).max() <= 5, "ε counts grey levels of the picture, 0.02 · 255"
 
