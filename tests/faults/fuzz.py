@@ -299,12 +299,9 @@ def _torch(*names: str) -> list[bytes]:
     return [(TORCH / name).read_bytes() for name in names]
 
 
-def _torch_pickles() -> list[bytes]:
-    found = []
-    for name in ("plain.pth", "wrapped.pth"):
-        with zipfile.ZipFile(TORCH / name) as archive:
-            found.append(archive.read(next(member for member in archive.namelist() if member.endswith("/data.pkl"))))
-    return found
+def _torch_pickle() -> list[bytes]:
+    with zipfile.ZipFile(TORCH / "plain.pth") as archive:
+        return [archive.read(next(member for member in archive.namelist() if member.endswith("/data.pkl")))]
 
 
 def _torch_zip(inside: bytes) -> bytes:
@@ -342,9 +339,9 @@ READERS = {
     "TFRecord": Reader(_read_tfrecord, _tfrecord, ".tfrecord"),
     "model of Keras": Reader(_read_keras_model, _keras_models, ".json"),
     "safetensors": Reader(torch_weights.read, lambda: _torch("plain.safetensors"), ".safetensors"),
-    ".pth": Reader(torch_weights.read, lambda: _torch("plain.pth", "parameters.pth"), ".pth"),
-    ".pth, its pickle": Reader(torch_weights.read, _torch_pickles, ".pth", _torch_zip),
-    ".pth before PyTorch 1.6": Reader(torch_weights.read, lambda: _torch("legacy.pth"), ".pth"),
+    ".pth": Reader(torch_weights.read, lambda: _torch("plain.pth", "parameters.pth", "wrapped.pth"), ".pth"),
+    ".pth, its pickle": Reader(torch_weights.read, _torch_pickle, ".pth", _torch_zip),
+    ".pth before PyTorch 1.6": Reader(torch_weights.read, lambda: _torch("legacy.pth", "wrapped_legacy.pth"), ".pth"),
     "HDF5 of Keras": Reader(_read_keras, _hdf5, ".h5"),
     ".keras": Reader(_read_keras, lambda: _from_tar("keras.tar.xz", (".keras",)), ".keras"),
     ".keras, config": Reader(_read_keras, _keras_configs, ".keras", _keras),
