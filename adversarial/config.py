@@ -47,9 +47,10 @@ class AdversarialConfig:
     """True class of the photo, by index or name; by default what is known of it, or the top class."""
     attack: str = "fgsm"
     """fgsm takes one step along the gradient's sign; bim several, pgd from random starts, mi-fgsm with momentum;
-    di-fgsm and ti-fgsm for other networks to fall too; apgd-ce, apgd-dlr and apgd-t choose their steps' length; fab-t
-    looks for the nearest boundary, square needs no gradient; auto is Auto-Attack (apgd-ce, apgd-t, fab-t, square),
-    auto-fast its first two; deepfool, cw and fmn tell how near the nearest image of another class is."""
+    di-fgsm and ti-fgsm make images that fool other networks too; apgd-ce, apgd-dlr and apgd-t choose their steps'
+    length; fab-t looks for the nearest boundary, square needs no gradient; auto is Auto-Attack (apgd-ce, apgd-t, fab-t,
+    square), auto-fast its first two; deepfool, cw and fmn search for the nearest image of another class and report its
+    distance."""
     beside: str = ""
     """Further attack on a single photo, shown beside the first; the exercise has fgsm. "" for none."""
     norm: Literal["linf", "l2"] = "linf"

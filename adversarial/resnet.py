@@ -69,7 +69,7 @@ def load(path: Path, md5: str = "") -> tuple[ResNet, Variables]:
     try:
         network = ResNet(_count_layers(arrays), _count_classes(arrays))
         template = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-        renamed = {name: _in_flax_layout(array) for name, array in arrays.items()}
+        renamed = {name: _to_flax_layout(array) for name, array in arrays.items()}
         return network, keras_weights.assign(template, renamed, _names(template))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -123,7 +123,7 @@ def _count_classes(arrays: Mapping[str, np.ndarray]) -> int:
     return int(shape[0])
 
 
-def _in_flax_layout(array: np.ndarray) -> np.ndarray:
+def _to_flax_layout(array: np.ndarray) -> np.ndarray:
     """Return a kernel (out, in, height, width) as (height, width, in, out), and (out, in) as (in, out)."""
     return array.transpose({4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim, range(array.ndim)))
 

@@ -1,4 +1,4 @@
-"""The first bytes of a file that is about to be read, which tell its format."""
+"""The first bytes of a file, by which readers tell its format, and its checksum."""
 
 import hashlib
 from pathlib import Path
