@@ -1,4 +1,4 @@
-"""MobileNetV2 as Keras defines it (Sandler et al. 2018, arXiv 1801.04381): this experiment's only module with Flax.
+"""MobileNetV2 as Keras defines it (Sandler et al. 2018, arXiv 1801.04381).
 
 | part | layers |
 | --- | --- |
