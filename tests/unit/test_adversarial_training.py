@@ -191,7 +191,10 @@ def test_one_seed_is_the_same_whatever_trains_beside_it(made: tuple[Path, Defens
     [
         ({"train_images": 1001}, "train_images is 1001, but packaged has 1000; expected at most as many, or 0 for all"),
         ({"test_images": 4001}, "test_images is 4001, but packaged has 4000"),
-        ({"classifier": "digit"}, "there is no 'digit'; expected one of dogs, imagenet, digits"),
+        (
+            {"classifier": "digit"},
+            "there is no 'digit'; expected one of dogs, imagenet, resnet18, resnet34, resnet50, resnet101, resnet152, digits",
+        ),
     ],
 )
 def test_mistakes_are_one_line(settings: dict[str, Any], words: str) -> None:

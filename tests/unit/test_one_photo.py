@@ -163,6 +163,22 @@ def test_attacks_of_several_steps_sweep_as_one_by_one(photo: np.ndarray, name: A
 def test_several_attacks_are_one_sweep(found: one_photo.Sweep) -> None:
     joined = one_photo.join_sweeps([found, found])
     np.testing.assert_array_equal(joined.pictures[len(found.pictures) :], found.pictures)
-    assert joined.zero_gradients is not None and len(joined.zero_gradients) == len(joined.after_png)
-    without = one_photo.join_sweeps([found, replace(found, zero_gradients=None)])
-    assert without.zero_gradients is None
+    assert len(joined.zero_gradients) == len(joined.distance) == len(joined.after_png)
+    unknown = np.full_like(found.zero_gradients, np.nan)
+    without = one_photo.join_sweeps([found, replace(found, zero_gradients=unknown)])
+    np.testing.assert_array_equal(without.zero_gradients, np.concatenate([found.zero_gradients, unknown]))
+
+
+def test_a_distance_stands_where_it_was_looked_for(
+    found: one_photo.Sweep, photo: np.ndarray, objectives: list[Objective]
+) -> None:
+    distance = np.full_like(found.distance, np.inf)
+    distance[0] = 0.25
+    searched = replace(found, distance=distance)
+    rows = one_photo.describe_sweep(searched, photo, objectives, EPSILONS, CLASSES, "fmn")
+    assert [row[1]["distance"] for row in rows] == [0.25, None, None, None, None]
+    assert not any("distance" in row[1] for row in one_photo.describe_sweep(
+        found, photo, objectives, EPSILONS, CLASSES, "fgsm"
+    ))  # fmt: skip
+    told = one_photo.summarize({"attacks": [row[1] for row in rows], "top4": []})
+    assert "; nearest at 0.25" in told and told.count("; nearest at no distance (none found)") == 4

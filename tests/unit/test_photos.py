@@ -279,9 +279,9 @@ def test_photos_are_read_ahead_by_threads_in_their_order(tmp_path: Path, monkeyp
     paths[9].write_text("no photo")
     read, threads = photos.read, []
 
-    def record(path: Path, size: int, decoder: Any) -> photos.Photo:
+    def record(path: Path, size: int, decoder: Any, resize: float) -> photos.Photo:
         threads.append(threading.current_thread())
-        return read(path, size, decoder)
+        return read(path, size, decoder, resize)
 
     monkeypatch.setattr(photos, "read", record)
     coming = photos.read_ahead(paths, SIZE, ahead=4)
