@@ -187,7 +187,7 @@ def describe_top(
 
 def format_distance(distance: float | None) -> str:
     """Return a distance with three digits, or that none was found."""
-    return "no distance (none found)" if distance is None else f"{distance:.3g}"
+    return "none found" if distance is None else f"{distance:.3g}"
 
 
 def summarize(results: Mapping[str, Any]) -> str:
@@ -207,6 +207,6 @@ def summarize(results: Mapping[str, Any]) -> str:
             f"  {objective}: {entry['top1_name']} {entry['confidence']:.1%}, {verdict}; "
             f"as PNG, ±{entry['linf_grey_levels']} grey levels, {saved}: "
             f"{entry['top1_name_after_png']} {entry['confidence_after_png']:.1%}"
-            + (f"; nearest at {format_distance(entry['distance'])}" if "distance" in entry else "")
+            + (f"; nearest: {format_distance(entry['distance'])}" if "distance" in entry else "")
         )
     return "\n".join(lines)

@@ -181,4 +181,4 @@ def test_a_distance_stands_where_it_was_looked_for(
         found, photo, objectives, EPSILONS, CLASSES, "fgsm"
     ))  # fmt: skip
     told = one_photo.summarize({"attacks": [row[1] for row in rows], "top4": []})
-    assert "; nearest at 0.25" in told and told.count("; nearest at no distance (none found)") == 4
+    assert "; nearest: 0.25" in told and told.count("; nearest: none found") == 4
