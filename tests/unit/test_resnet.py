@@ -334,8 +334,8 @@ def test_a_resnet_sees_the_middle_of_a_photo(saved: Callable[[int], Path]) -> No
     assert measured["pixel_range"] == "([0, 1] - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)"
     assert measured["assumed"].startswith("a resnet18 that is fed")
     closer = replace(config, shorter_side=64, epsilons=(0.0,), epsilon=0.0)
-    results = experiment.run(closer, photo=pixels, log=lambda line: None)
-    np.testing.assert_array_equal(results.photo, photos.resize_and_crop(pixels, 64, 64))
+    squared: Any = experiment.run(closer, photo=pixels, log=lambda line: None)
+    np.testing.assert_array_equal(squared.photo, photos.resize_and_crop(pixels, 64, 64))
     with pytest.raises(UserError, match="shorter_side is 63, but the network's images have 64 pixels"):
         experiment.run(replace(config, shorter_side=63), photo=pixels, log=lambda line: None)
     moved = results.sweep.pictures[0, 1].astype(int) - results.photo
