@@ -5,8 +5,7 @@ The image is (high - low) / 2 · tanh(w) + (high + low) / 2, which cannot leave 
     ‖(x' - x) / (high - low)‖² + c · max(0, κ - m(x')),
 
 where m = max over i ≠ y of z_i - z_y, or z_t less the strongest other logit. A search over c of every image keeps the
-smallest change that reaches m ≥ κ. Source: Carlini and Wagner 2017,
-arXiv 1608.04644.
+smallest change that reaches m ≥ κ. Source: Carlini and Wagner 2017, arXiv 1608.04644.
 """
 
 from typing import Any, NamedTuple

@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -54,10 +55,8 @@ def main() -> None:
     """Write the files."""
     import torch
 
-    # Operators that torchvision registers shapes for, where its compiled part does not fit to this build of torch.
-    operators = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    # What torchvision registers there fails where its compiled part does not fit to this build of torch.
+    sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
     import torchvision
     from PIL import Image
     from safetensors.torch import save_file

@@ -96,7 +96,7 @@ def test_carlini_and_wagner_find_images_as_near_as_foolbox(
 def test_of_a_linear_network_the_distance_is_known(name: str, norm: Norm) -> None:
     """|(w_k - w_y) · x| / ‖w_k - w_y‖_q, as long as no pixel reaches its bound."""
     weights = jax.random.normal(jax.random.key(3), (48, 3))
-    images = 0.5 + 0.01 * jax.random.normal(jax.random.key(4), (8, 4, 4, 3))
+    images = 0.5 + 0.1 * jax.random.normal(jax.random.key(4), (8, 4, 4, 3))
 
     def logits(images: Array) -> Array:
         return (images.reshape(len(images), -1) - 0.5) @ weights
@@ -112,8 +112,8 @@ def test_of_a_linear_network_the_distance_is_known(name: str, norm: Norm) -> Non
     found = ATTACKS[name](KEY, logits, images, labels, epsilon=jnp.inf, norm=norm, **settings)
     nearest = exact.min(axis=1)
     assert (found.distance >= nearest * (1 - 1e-3)).all()
-    # DeepFool goes 1.02 times as far and 1e-4 more, and Adam's steps are coarse beside these distances.
-    assert np.median(found.distance / nearest) <= (1.1 if name == "fmn" else 1.3)
+    # DeepFool goes 1.02 times as far and 1e-4 more.
+    assert np.median(found.distance / nearest) <= 1.05
     target = (labels + 1) % 3
     aimed = ATTACKS[name](KEY, logits, images, target, epsilon=jnp.inf, targeted=True, norm=norm, **settings)
     assert (jnp.argmax(logits(aimed.images), axis=1) == target).all()

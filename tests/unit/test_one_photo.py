@@ -180,5 +180,5 @@ def test_a_distance_stands_where_it_was_looked_for(
     assert not any("distance" in row[1] for row in one_photo.describe_sweep(
         found, photo, objectives, EPSILONS, CLASSES, "fgsm"
     ))  # fmt: skip
-    told = one_photo.summarize({"attacks": [row[1] for row in rows], "top4": []})
-    assert "; nearest: 0.25" in told and told.count("; nearest: none found") == 4
+    summary = one_photo.summarize({"attacks": [row[1] for row in rows], "top4": []})
+    assert "; nearest: 0.25" in summary and summary.count("; nearest: none found") == 4

@@ -286,9 +286,9 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path: Path) -> None:
         ((DATA / "plain.pth").read_bytes()[:2000], "no readable weights of PyTorch"),
     ):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=message) as told:
+        with pytest.raises(UserError, match=message) as raised:
             torch_weights.read(path)
-        assert "\n" not in str(told.value) and str(path) in str(told.value)
+        assert "\n" not in str(raised.value) and str(path) in str(raised.value)
     with pytest.raises(UserError, match=r"has 0 members data\.pkl, expected one"):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("other", b"")
