@@ -81,11 +81,20 @@ class LatentArithConfig:
     score_strength: int = 3
     """Strength at which leakage is measured; at most 4."""
 
+    compared_images: int = 10_000
+    """Training images that all estimators of directions are fitted to, to be compared."""
+    compared_faces: int = 100
+    """Held-out faces that are moved along the direction of every estimator."""
+    bootstrap_resamples: int = 20
+    """Resamples of the images for the standard error of every estimator's directions; 0 for none."""
+    metric_groups: int = 800
+    """Groups of 16 images that share a factor, for the scores of FactorVAE and β-VAE, where faces are painted."""
+
     RENAMED: ClassVar = {"score_factor": "score_strength"}
     """Fields of older versions, for their runs."""
 
     def __post_init__(self) -> None:
-        least = {"correlation": -1, "dropout": 0, "seed": 0, "size": 32}
+        least = {"correlation": -1, "dropout": 0, "seed": 0, "size": 32, "bootstrap_resamples": 0}
         check_numbers(self, least, {"correlation": 1, "dropout": 0.99, "size": 256, "score_strength": 4})
         if self.size % 16:
             raise UserError(f"size is {self.size}, expected a multiple of 16 from 32 to 256")
@@ -108,6 +117,10 @@ DEMO = replace(
     classifier_images=6000,
     classifier_epochs=4,
     scored_faces=60,
+    compared_images=4000,
+    compared_faces=20,
+    bootstrap_resamples=5,
+    metric_groups=150,
 )
 QUICK = replace(
     DEMO,
@@ -118,5 +131,9 @@ QUICK = replace(
     classifier_images=256,
     classifier_epochs=1,
     scored_faces=5,
+    compared_images=300,
+    compared_faces=2,
+    bootstrap_resamples=1,
+    metric_groups=8,
 )
 PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}

@@ -17,6 +17,7 @@ import optax
 from jax import Array
 
 from latent_arith import compression, edits, figures, weights
+from latent_arith.comparison import compare_estimators
 from latent_arith.config import LatentArithConfig
 from latent_arith.datasets import batches
 from latent_arith.datasets.face_data import FaceData, check_label, open_data
@@ -30,10 +31,11 @@ from latent_arith.model import (
     make_decode,
     make_encode,
 )
-from latent_arith.pictures import SHOWN_FACES, STRENGTHS, make_pictures
-from latent_arith.results import LatentArithResults, describe_directions, step_lengths
+from latent_arith.pictures import SHOWN_FACES, STRENGTHS, make_pictures, move_along_components
+from latent_arith.representation import find_components, known_factors, measure_disentanglement
+from latent_arith.results import SCORES, LatentArithResults, describe_directions, step_lengths
 from latent_arith.scorecard import find_exclusive_pairs
-from latent_arith.scoring import score_directions
+from latent_arith.scoring import score_directions, train_judge
 from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
@@ -107,19 +109,36 @@ def run(
     )
 
     log("latent-arith: scoring them with an independent classifier")
-    scorecard = score_directions(config, data, encode, decode, found.names, latents, moves)
+    judge = train_judge(config, data)
+    scorecard = score_directions(config, data, judge, encode, decode, found.names, latents, moves)
+    log("latent-arith: comparing estimators of directions: difference of means, logistic regression, SVM, LDA")
+    rows = data.train[: config.compared_images]
+    train_latents = encode(data.source[rows])
+    comparison = compare_estimators(
+        judge, decode, train_latents, data.table.values[rows], found.names, latents[: config.compared_faces],
+        resamples=config.bootstrap_resamples, seed=config.seed,
+    )  # fmt: skip
+    log("latent-arith: principal components and disentanglement")
+    known, factors = known_factors(data, encode)
+    components = find_components(train_latents, known, factors)
+    disentanglement = measure_disentanglement(data, encode, known, config.metric_groups, config.seed)
+    pictures["components"] = move_along_components(decode, latents[0], components)
     measures = {
         "data": data.description,
         "equivalent_beta": beta,
         **_evaluate(config, model, variables, data),
         "directions": describe_directions(found),
         "scorecard": scorecard.describe(),
+        "estimators": comparison.describe(),
+        "components": components.describe(),
+        "disentanglement": disentanglement,
         "face_in_800_bytes": compression.compare_compressions(
             encode, decode, data.source[data.held_out[: config.scored_faces]]
         ),
     }
+    scores = dict(zip(SCORES, (scorecard.arrays(), comparison.arrays(), components.arrays()), strict=True))
     results = LatentArithResults(
-        config, model, variables, found, lengths["balanced"], edit, pictures, scorecard.arrays(), note_nulls(measures)
+        config, model, variables, found, lengths["balanced"], edit, pictures, scores, note_nulls(measures)
     )
     if run_dir:
         results.save(run_dir)
@@ -153,10 +172,18 @@ def manifest(config: LatentArithConfig) -> Manifest:
                 "targets": ArraySpec((None,), "str"),
                 "reached": ArraySpec((None, len(STRENGTHS)), "float32"),
             },
+            "estimators.npz": {"names": ArraySpec((None,), "str"), "vectors": ArraySpec((None, None, dim), "float32")},
+            "components.npz": {"vectors": unit, "factors": ArraySpec((None,), "str")},
             "figures.npz": {"edits": edited},
             weights.WEIGHTS: {},
         },
-        results=("held_out_loss", "held_out_kl", "scorecard.classifier_accuracy", "scorecard.mean_leakage.balanced"),
+        results=(
+            "held_out_loss",
+            "held_out_kl",
+            "scorecard.classifier_accuracy",
+            "scorecard.mean_leakage.balanced",
+            "estimators.images",
+        ),
         figures=tuple(f"{name}.png" for name in figures.NAMES_OF_FIGURES if not (config.weights and name == "losses")),
     )
 

@@ -24,10 +24,12 @@ from latentlab.storage.run_directory import read_npz
 WIDTH = 11.0  # inches
 SIDE, GAP = 128, 4  # units of the canvas: of a face, and between faces; at 128×128 they are its pixels
 CELL = SIDE + GAP
+COLOURS = ("#1f78b4", "#d95f02", "#1b9e77", "#7b5ea7")
+KINDS = {"means": "difference of means", "logistic": "logistic regression", "svm": "SVM", "lda": "LDA"}
 ESTIMATORS = {"raw": "Raw", "balanced": "Balanced", "orthogonal": "Orthogonal"}
 
 _PICTURES = ("reconstructions", "prior_samples", "edits", "interpolation", "edit_strip")
-NAMES_OF_FIGURES = (*_PICTURES, "cosines", "leakage", "dose_response", "losses")
+NAMES_OF_FIGURES = (*_PICTURES, "cosines", "leakage", "dose_response", "estimators", "components", "losses")
 
 Names = Sequence[str]
 Faces = UInt8[np.ndarray, "n size size 3"]
@@ -64,6 +66,10 @@ def draw(run_dir: Path) -> list[Path]:
         "leakage": lambda: leakage(targets, scores["attributes"].tolist(), changes, scores["exclusive"], far),
         "dose_response": lambda: dose_response(targets, strengths, *reached),
     }
+    if (run_dir / "estimators.npz").exists():  # runs of older versions have neither
+        compared, components = (read_npz(run_dir / f"{name}.npz") for name in ("estimators", "components"))
+        figures["estimators"] = lambda: estimators(compared)
+        figures["components"] = lambda: traverse_components(components, pictures["components"], strengths)
     if rows:
         figures["losses"] = lambda: losses(rows)
     paths = [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
@@ -214,6 +220,57 @@ def dose_response(targets: Names, strengths: Strengths, reached: Curves, low: Cu
         axes.spines[["top", "right"]].set_visible(False)
     figure.text(0.5, -0.3125 / rows, "strength along the direction", ha="center", fontsize=11)
     figure.text(-0.25 / columns, 0.5, "faces with the attribute, %", va="center", rotation=90, fontsize=11)
+    return figure
+
+
+def estimators(compared: Mapping[str, np.ndarray]) -> Figure:
+    """Draw what an edit costs against how often it succeeds, a curve an estimator, and the angles between estimators.
+
+    `compared` is what `estimators.npz` holds: means over attributes at every strength.
+    """
+    names = compared["names"].tolist()
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    panels = figure.subplots(1, 3, gridspec_kw={"width_ratios": (1, 1, 0.9)})
+    costs = {"leakage": "mean change of other attributes, points", "identity": "identity distance"}
+    kinds = list(dict.fromkeys(name.split()[0] for name in names))
+    for axes, (cost, label) in zip(panels, costs.items(), strict=False):
+        for row, name in enumerate(names):
+            kind, variant = name.split()
+            style = {"color": COLOURS[kinds.index(kind) % len(COLOURS)], "linestyle": "-" if variant == "raw" else "--"}
+            axes.plot(
+                100 * compared["mean_success"][row], compared[f"mean_{cost}"][row], marker="o", markersize=3,
+                label=f"{KINDS.get(kind, kind)}, {variant}", **style,
+            )  # fmt: skip
+        axes.set(xlabel="faces with the attribute, %", ylabel=label, ylim=(0, None))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=8.5)
+    panels[0].set_title("What an edit costs (lower is better)", fontsize=11, loc="left")
+    cosines, labels = compared["mean_cosines"], [name.replace(" ", "\n") for name in names]
+    panels[2].imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+    panels[2].set_xticks(range(len(names)), labels, rotation=90, fontsize=8)
+    panels[2].set_yticks(range(len(names)), [name.replace("balanced", "bal.") for name in names], fontsize=8)
+    panels[2].tick_params(length=0)
+    panels[2].spines[:].set_visible(False)
+    for (row, column), value in np.ndenumerate(cosines):
+        colour = "white" if abs(value) > 0.6 else "0.2"
+        panels[2].text(
+            column, row, f"{value:.2f}".replace("0.", "."), ha="center", va="center", color=colour, fontsize=8
+        )
+    panels[2].set_title("Cosine between directions", fontsize=11, loc="left")
+    return figure
+
+
+def traverse_components(components: Mapping[str, np.ndarray], strips: Strips, strengths: Strengths) -> Figure:
+    """Draw a face moved along principal components, a row each, with the factor that each is correlated with most."""
+    left = 0
+    figure, axes = _canvas(len(strengths) * CELL - GAP, len(strips) * CELL - GAP)
+    _place_grid(axes, strips, len(strengths), left)
+    _caption_columns(axes, strengths, left)
+    names, correlations = components["factors"].tolist(), components["correlations"]
+    for row, (found, share) in enumerate(zip(correlations, components["explained"], strict=True)):
+        strongest = int(np.argmax(np.abs(found)))
+        text = f"{row + 1}: {_words(names[strongest])}\nr = {found[strongest]:.2f}, {share:.1%} of variance"
+        axes.text(-12, row * CELL + SIDE / 2, text, ha="right", va="center", fontsize=10)
     return figure
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from latent_arith import edits
 from latent_arith.config import LatentArithConfig
@@ -11,6 +12,7 @@ from latent_arith.datasets.face_data import FaceData
 from latent_arith.directions import Directions, Vectors
 from latent_arith.edits import Edit
 from latent_arith.model import Decode, Encode
+from latent_arith.representation import Components
 
 STRENGTHS = np.arange(-4.0, 5.0, dtype=np.float32)
 RECONSTRUCTIONS, PRIOR_SAMPLES, SHOWN_FACES, INTERPOLATION_STEPS = 12, 40, 5, 9
@@ -46,6 +48,15 @@ def make_pictures(
         "slerp": decode(edits.slerp(latents[0], latents[1], INTERPOLATION_STEPS)),
     }
     return pictures, edit
+
+
+def move_along_components(
+    decode: Decode, latent: Float[np.ndarray, " latent"], components: Components
+) -> UInt8[np.ndarray, "components steps h w 3"]:
+    """Return a face moved along every principal component, by -4 to 4 standard deviations."""
+    moves = components.vectors * components.deviations[:, None]
+    moved = [edits.move_along(latent[None], move[None], STRENGTHS[:, None])[0] for move in moves]
+    return edits.decode_all(decode, np.stack(moved))
 
 
 def make_kept_edit(

@@ -25,6 +25,8 @@ UNITS = {
     "unit": "units of latent space",
 }
 """What a strength of 1 is, by `config.scale`."""
+SCORES = ("scorecard.npz", "estimators.npz", "components.npz")
+"""Files of measurements; runs of older versions have only the first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class LatentArithResults:
         step_lengths: What a strength of 1 along each balanced direction is, by `config.scale`.
         kept_edit: The edit that is kept as 400 floats.
         pictures: What `figures.npz` holds: pictures 0…255 behind the figures.
-        scores: What `scorecard.npz` holds.
+        scores: What the files of `SCORES` hold.
         measures: What `results.json` holds.
     """
 
@@ -50,7 +52,7 @@ class LatentArithResults:
     step_lengths: Float[np.ndarray, " attributes"]
     kept_edit: Edit
     pictures: Mapping[str, np.ndarray]
-    scores: Mapping[str, np.ndarray]
+    scores: Mapping[str, Mapping[str, np.ndarray]]
     measures: Mapping[str, Any]
 
     def encode(self, images: UInt8[Array | np.ndarray, "n height width 3"]) -> Float[np.ndarray, "n latent"]:
@@ -88,7 +90,7 @@ class LatentArithResults:
         return {
             weights.WEIGHTS: weights.named_arrays(self.model, self.variables),
             "directions.npz": {**self.directions.arrays(), "step_lengths": self.step_lengths},
-            "scorecard.npz": dict(self.scores),
+            **{file: dict(arrays) for file, arrays in self.scores.items()},
             "figures.npz": dict(self.pictures),
             "deliverables.npz": {"ans09": np.asarray(edit.image_id), "ans10": edit.z_start, "ans11": edit.z_end},
         }
@@ -144,7 +146,8 @@ class LatentArithResults:
             degrees,
         )
         (edit, *_) = edits.read_edits(run_dir / "edit.npz")
-        pictures, scores = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "scorecard.npz")
+        pictures = read_npz(run_dir / "figures.npz")
+        scores = {file: read_npz(run_dir / file) for file in SCORES if (run_dir / file).exists()}
         measures = read_json(run_dir / "results.json")
         return cls(config, model, variables, found, stored["step_lengths"], edit, pictures, scores, measures)
 

@@ -11,7 +11,7 @@ attributes and F factors of a face that the classifier tells.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
@@ -127,8 +127,7 @@ def measure_mean_leakage(
     others = np.arange(changes.shape[2]) != np.asarray(targets)[:, None]
 
     def over(kept: np.ndarray) -> Estimate:
-        share = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1)
-        return _estimate(changes, lambda means: np.sum(np.abs(means) * share, axis=-1), seed)
+        return _estimate(changes, lambda means: average_absolute(means, kept), seed)
 
     return MeanLeakage(over(others & ~exclusive), over(others))
 
@@ -166,10 +165,20 @@ def measure_identity_distance(
     Raises:
         ValueError: 0 is not among the strengths.
     """
-    origin = _strength_index(strengths, 0.0)
+    moved = square_moves(values, defining, deviations, _strength_index(strengths, 0.0))
+    return _estimate(moved, np.sqrt, seed)
+
+
+def square_moves(
+    values: Float[np.ndarray, "targets steps n values"],
+    defining: Bool[np.ndarray, "targets values"],
+    deviations: Float[np.ndarray, " values"],
+    origin: int = 0,
+) -> Float[np.ndarray, "n targets steps"]:
+    """Return mean ((v(step) - v(origin)) / deviation)² over the values that do not define the target, of every face."""
     moved = (values - values[:, origin : origin + 1]) / np.where(deviations > 0, deviations, 1)
     share = ~defining / np.maximum((~defining).sum(axis=1, keepdims=True), 1)
-    return _estimate(np.einsum("tknv,tv->ntk", moved**2, share), np.sqrt, seed)
+    return np.einsum("tknv,tv->ntk", moved**2, share)
 
 
 def log_odds(probabilities: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -207,10 +216,29 @@ def _strength_index(strengths: Float[np.ndarray, " steps"], value: float) -> int
     return int(where[0])
 
 
-def _estimate(per_face: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int) -> Estimate:
-    """Return the statistic of the means over faces, the first axis; a resample is how often every face counts."""
+def resample_means(per_face: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return means over faces, the first axis: of all faces, then of 1,000 resamples of them, drawn with replacement.
+
+    A resample is how often every face counts; the same number of faces and seed give the same resamples.
+    """
     n, *shape = per_face.shape
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES)
     means = (counts / n) @ per_face.reshape(n, -1).astype(np.float64)
-    low, high = np.percentile(statistic(means.reshape(-1, *shape)), PERCENTILES, axis=0)
-    return Estimate(statistic(per_face.mean(axis=0, dtype=np.float64)), low, high)
+    return np.concatenate([per_face.mean(axis=0, dtype=np.float64)[None], means.reshape(-1, *shape)])
+
+
+def estimate(resampled: np.ndarray) -> Estimate:
+    """Return the first row as the value, and percentiles of the others, which are resamples, as its interval."""
+    low, high = np.percentile(resampled[1:], PERCENTILES, axis=0)
+    return Estimate(resampled[0], low, high)
+
+
+def average_absolute(means: Float[np.ndarray, "*rows attributes"], kept: Bool[np.ndarray, "*rows attributes"]) -> Any:
+    """Return the mean of |x| over the attributes that are kept, 0 where none is."""
+    share = kept / np.maximum(kept.sum(axis=-1, keepdims=True), 1)
+    return np.sum(np.abs(means) * share, axis=-1)
+
+
+def _estimate(per_face: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int) -> Estimate:
+    """Return the statistic of the means over faces, the first axis."""
+    return estimate(statistic(resample_means(per_face, seed)))

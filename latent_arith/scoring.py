@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from latent_arith import scorecard
-from latent_arith.attribute_classifier import AttributeClassifier, train_attribute_classifier
+from latent_arith.attribute_classifier import AttributeClassifier, Pixels, train_attribute_classifier
 from latent_arith.config import LatentArithConfig
 from latent_arith.datasets.face_data import FaceData
 from latent_arith.directions import Vectors
@@ -95,9 +95,74 @@ class Scorecard:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A classifier that has never seen a latent, and what of a picture it measures.
+
+    Attributes:
+        classifier: The classifier.
+        exclusive: Pairs of attributes that exclude each other by definition.
+        defining: Factors that attributes are thresholds of, (A, F); no columns where factors are not known.
+        log_odds_deviation: Standard deviation over held-out images of the log-odds of the attributes.
+        accuracies: Share of the held-out images of which it is right, by attribute.
+    """
+
+    classifier: AttributeClassifier
+    exclusive: Bool[np.ndarray, "attributes attributes"]
+    defining: Bool[np.ndarray, "attributes factors"]
+    log_odds_deviation: Float[np.ndarray, " attributes"]
+    accuracies: Float[np.ndarray, " attributes"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the A attributes."""
+        return self.classifier.names
+
+    def predict(self, images: Pixels) -> tuple[Float[np.ndarray, "n attributes"], Float[np.ndarray, "n factors"]]:
+        """Return probabilities of the attributes, and the factors in their own units, of pixels 0…255."""
+        return self.classifier.predict(images)
+
+    def identity_values(
+        self,
+        targets: Int[np.ndarray, " targets"],
+        seen: Float[np.ndarray, "*rows attributes"],
+        factors: Float[np.ndarray, "*rows factors"],
+    ) -> tuple[np.ndarray, Bool[np.ndarray, "targets values"], Float[np.ndarray, " values"]]:
+        """Return what identity is measured by, which of it defines every target, and standard deviations.
+
+        The factors, or, for data without any, the log-odds of the attributes.
+        """
+        if self.defining.shape[1]:
+            return factors, self.defining[targets], self.classifier.factor_deviation
+        own = np.arange(len(self.names)) == targets[:, None]
+        return scorecard.log_odds(seen), self.exclusive[targets] | own, self.log_odds_deviation
+
+
+def train_judge(config: LatentArithConfig, data: FaceData) -> Judge:
+    """Return the judge of a data set."""
+    part, names = data.classifier, data.table.names
+    classifier = train_attribute_classifier(
+        jax.random.fold_in(jax.random.key(config.seed), 3),
+        part.images,
+        part.attributes,
+        part.factors,
+        names,
+        epochs=config.classifier_epochs,
+    )
+    probabilities, _ = classifier.predict(data.source[data.held_out])
+    return Judge(
+        classifier,
+        scorecard.find_exclusive_pairs(data.table.values),
+        data.find_defining_factors(names) if data.factors else np.zeros((len(names), 0), bool),
+        scorecard.log_odds(probabilities).std(axis=0),
+        scorecard.measure_accuracy(probabilities, data.table.values[data.held_out]),
+    )
+
+
 def score_directions(
     config: LatentArithConfig,
     data: FaceData,
+    judge: Judge,
     encode: Encode,
     decode: Decode,
     names: Sequence[str],
@@ -109,39 +174,31 @@ def score_directions(
     Args:
         config: Settings.
         data: Images and their attributes.
+        judge: What measures pictures.
         encode: Pixels to posterior means.
         decode: Latents to pixels.
         names: The T targets.
         latents: Posterior means of the held-out images.
         moves: What a strength of 1 adds, (T, latent), for every estimator.
     """
-    classifier = _train_judge(config, data)
-    held_out, attributes = data.source[data.held_out], data.table.values[data.held_out]
-    held_out_probabilities = classifier.predict(held_out)[0]
-    targets = np.asarray([data.table.names.index(name) for name in names])
-    exclusive = scorecard.find_exclusive_pairs(data.table.values)[targets]
-
+    targets = np.asarray([judge.names.index(name) for name in names])
+    exclusive = judge.exclusive[targets]
     scored, at = latents[: config.scored_faces], np.asarray([0, config.score_strength], np.float32)
-    seen, factors = scorecard.dose_response(classifier.predict, decode, scored, moves["balanced"], STRENGTHS)
+    seen, factors = scorecard.dose_response(judge.predict, decode, scored, moves["balanced"], STRENGTHS)
     zero, end = (int(np.flatnonzero(value == STRENGTHS)[0]) for value in at)
     seen_by = {"balanced": seen[:, [zero, end]]}
     for estimator in ("raw", "orthogonal"):
-        moved, _ = scorecard.dose_response(classifier.predict, decode, scored, moves[estimator], at[1:])
+        moved, _ = scorecard.dose_response(judge.predict, decode, scored, moves[estimator], at[1:])
         seen_by[estimator] = np.concatenate([seen[:, [zero]], moved], axis=1)
     changes = {name: scorecard.measure_changes(both, at, config.score_strength) for name, both in seen_by.items()}
-    if data.factors:
-        values, defining, deviations = factors, data.find_defining_factors(names), classifier.factor_deviation
-    else:
-        values = scorecard.log_odds(seen)
-        defining = exclusive | (np.arange(len(data.table.names)) == targets[:, None])
-        deviations = scorecard.log_odds(held_out_probabilities).std(axis=0)
+    values, defining, deviations = judge.identity_values(targets, seen, factors)
     rates = {name: scorecard.success_rate(both, targets) for name, both in seen_by.items()}
     probed = data.train[:PROBED]
     return Scorecard(
         config,
         names,
-        data.table.names,
-        scorecard.measure_accuracy(held_out_probabilities, attributes),
+        judge.names,
+        judge.accuracies,
         exclusive,
         curve=scorecard.success_rate(seen, targets),
         ends={name: Estimate(*(part[:, 1] for part in rate)) for name, rate in rates.items()},
@@ -151,20 +208,11 @@ def score_directions(
         },
         identity=scorecard.measure_identity_distance(values, STRENGTHS, defining, deviations),
         probe_auc=scorecard.probe_auc(
-            encode(data.source[probed]), data.table.values[probed][:, targets], latents, attributes[:, targets]
+            encode(data.source[probed]),
+            data.table.values[probed][:, targets],
+            latents,
+            data.table.values[data.held_out][:, targets],
         ),
-    )
-
-
-def _train_judge(config: LatentArithConfig, data: FaceData) -> AttributeClassifier:
-    part = data.classifier
-    return train_attribute_classifier(
-        jax.random.fold_in(jax.random.key(config.seed), 3),
-        part.images,
-        part.attributes,
-        part.factors,
-        data.table.names,
-        epochs=config.classifier_epochs,
     )
 
 

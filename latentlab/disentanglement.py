@@ -1,0 +1,298 @@
+"""How disentangled a representation is, where the factors are known that images were made from.
+
+Codes are (n, D), posterior means; factors (n, F). All scores lie in 0…1 and 1 is best. They measure three things (Zaidi
+et al. 2020, arXiv 2012.09276): that a code depends on one factor only (`dci`'s disentanglement, `modularity`, the
+FactorVAE and β-VAE scores), that a factor is in one code only (`mutual_information_gap`, `sap`, `dci`'s completeness),
+and that factors can be read off the codes at all (`dci`'s informativeness, `explicitness`). On the same codes and
+factors they give what disentanglement_lib gives (Locatello et al. 2019, arXiv 1811.12359).
+
+The metrics that count or classify want discrete factors: `discretize` divides continuous ones. Scikit-learn is imported
+where it is used, because its import takes long.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.random import Generator
+
+BINS = 20
+"""Bins of equal width that a code is divided into for its mutual information with factors."""
+
+Codes = Float[np.ndarray, "n codes"]
+Factors = Float[np.ndarray, "n factors"] | Int[np.ndarray, "n factors"]
+DiscreteFactors = Int[np.ndarray, "n factors"]
+Encode = Callable[[Factors], Codes]
+"""Factors to the codes of images that are made from them."""
+DrawFactors = Callable[[Generator, int], Factors]
+"""A generator and n to n rows of independent factors."""
+
+
+class Dci(NamedTuple):
+    """Disentanglement, completeness and informativeness; see `dci`."""
+
+    disentanglement: float
+    completeness: float
+    informativeness: float
+
+
+class Part(NamedTuple):
+    """Codes and factors of one part of the data."""
+
+    codes: Codes
+    factors: Factors
+
+
+FitImportance = Callable[[Codes, np.ndarray, Codes, np.ndarray], tuple[np.ndarray, float]]
+"""Training codes and one factor, test codes and factor to the importance of every code and how well it is predicted."""
+
+
+def discretize(values: Float[np.ndarray, "n columns"], bins: int = BINS) -> Int[np.ndarray, "n columns"]:
+    """Return in which of `bins` bins of equal width between its least and largest value each number lies, from 1 on."""
+    edges = (np.histogram(column, bins)[1][:-1] for column in values.T)
+    return np.stack([np.digitize(column, edge) for column, edge in zip(values.T, edges, strict=True)], axis=1)
+
+
+def mutual_information(codes: Codes, factors: DiscreteFactors) -> Float[np.ndarray, "codes factors"]:
+    """Return I(code; factor) of all pairs in nats, codes in 20 bins."""
+    return _information(discretize(codes), factors)
+
+
+def mutual_information_gap(codes: Codes, factors: DiscreteFactors) -> float:
+    """Return MIG, the mean over factors of (I₁ - I₂) / H: the two largest informations over the factor's entropy.
+
+    Chen et al. 2018, arXiv 1802.04942. A factor that is constant has no entropy, and counts as 0.
+
+    Raises:
+        ValueError: There is only one code, which has no runner-up.
+    """
+    _check_codes(codes)
+    largest = np.sort(mutual_information(codes, factors), axis=0)[::-1]
+    entropy = np.diag(_information(factors, factors))
+    return float(np.mean((largest[0] - largest[1]) / np.where(entropy > 0, entropy, 1)))
+
+
+def sap(train: Part, test: Part | None = None) -> float:
+    """Return the separated attribute predictability: how much better the best code predicts a factor than the next.
+
+    Kumar et al. 2018, arXiv 1711.00848. Without `test` factors are continuous, and a prediction is as good as the
+    squared correlation; with it they are classes, which a linear SVM tells from one code, and its accuracy counts.
+
+    Raises:
+        ValueError: There is only one code.
+    """
+    _check_codes(train.codes)
+    scores = np.sort(_squared_correlations(*train) if test is None else _svm_accuracies(train, test), axis=0)
+    return float(np.mean(scores[-1] - scores[-2]))
+
+
+def dci(train: Part, test: Part, fit: FitImportance | None = None) -> Dci:
+    """Return disentanglement, completeness and informativeness of Eastwood & Williams (2018).
+
+    R[c, f] is how important code c is for predicting factor f. Disentanglement is the mean over codes of 1 - the
+    entropy of a row of R to base F, completeness that over factors of 1 - the entropy of a column to base D, both
+    weighted by importance; informativeness is how well factors of `test` are predicted, on average.
+
+    Args:
+        train: What predictors are fitted to.
+        test: What they are judged by.
+        fit: `fit_trees` (the default), for discrete factors, or `fit_lasso`, for continuous ones.
+    """
+    fitted = [
+        (fit or fit_trees)(train.codes, factor, test.codes, tested)
+        for factor, tested in zip(train.factors.T, test.factors.T, strict=True)
+    ]
+    importance = np.stack([column for column, _ in fitted], axis=1)
+    codes, factors = importance.shape
+    weights = importance if importance.sum() > 0 else np.ones_like(importance)
+    weights = weights / weights.sum()
+    per_code = 1 - _entropies(importance.T, factors)
+    per_factor = 1 - _entropies(importance, codes)
+    return Dci(
+        float(per_code @ weights.sum(axis=1)),
+        float(per_factor @ weights.sum(axis=0)),
+        float(np.mean([score for _, score in fitted])),
+    )
+
+
+def fit_trees(
+    codes: Codes, factor: np.ndarray, test_codes: Float[np.ndarray, "m codes"], test_factor: np.ndarray
+) -> tuple[Float[np.ndarray, " codes"], float]:
+    """Return importances of codes for gradient-boosted trees that tell the classes of a factor, and their accuracy."""
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    model = GradientBoostingClassifier(random_state=0).fit(codes, factor)
+    return np.abs(model.feature_importances_), float(np.mean(model.predict(test_codes) == test_factor))
+
+
+def fit_lasso(
+    codes: Codes, factor: np.ndarray, test_codes: Float[np.ndarray, "m codes"], test_factor: np.ndarray
+) -> tuple[Float[np.ndarray, " codes"], float]:
+    """Return |coefficients| of a Lasso of a continuous factor on codes, and R² on the test set, which is at least 0.
+
+    Both are standardised by the training set; the penalty is 0.01 Σ |coefficients|.
+    """
+    from sklearn.linear_model import Lasso
+
+    means, deviations = codes.mean(axis=0), codes.std(axis=0)
+    scale = np.where(deviations > 0, deviations, 1)
+    model = Lasso(0.01, max_iter=10_000).fit((codes - means) / scale, (factor - factor.mean()) / (factor.std() or 1))
+    score = model.score((test_codes - means) / scale, (test_factor - factor.mean()) / (factor.std() or 1))
+    return np.abs(model.coef_), max(0.0, float(score))
+
+
+def modularity(codes: Codes, factors: DiscreteFactors) -> float:
+    """Return the mean over codes of 1 - Σ I² / (max I² (F - 1)), the sum over all factors but the code's own.
+
+    Ridgeway & Mozer 2018, arXiv 1802.05312. A code that says nothing of any factor counts as 0.
+
+    Raises:
+        ValueError: There is only one factor.
+    """
+    if factors.shape[1] < 2:
+        raise ValueError("there is one factor, expected at least two: a code cannot depend on others")
+    squared = mutual_information(codes, factors) ** 2
+    largest = squared.max(axis=1)
+    others = (squared.sum(axis=1) - largest) / (np.where(largest > 0, largest, 1) * (factors.shape[1] - 1))
+    return float(np.mean(np.where(largest > 0, 1 - others, 0)))
+
+
+def explicitness(train: Part, test: Part) -> float:
+    """Return the mean area under the ROC curve of one-vs-rest logistic regressions of every factor's classes on codes.
+
+    Ridgeway & Mozer 2018. Codes are standardised by the training set's mean and standard deviation. Chance is 0.5.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    mean, deviation = train.codes.mean(axis=0), train.codes.std(axis=0)
+    scaled, tested = ((part.codes - mean) / np.where(deviation > 0, deviation, 1) for part in (train, test))
+    areas = []
+    for factor, expected in zip(train.factors.T, test.factors.T, strict=True):
+        model = LogisticRegression(max_iter=1000).fit(scaled, factor)
+        present = [value for value in model.classes_ if 0 < np.mean(expected == value) < 1]
+        probabilities = model.predict_proba(tested)[:, np.isin(model.classes_, present)]
+        areas.append(roc_auc_score(expected[:, None] == np.asarray(present), probabilities))
+    return float(np.mean(areas))
+
+
+def factor_vae_score(
+    encode: Encode,
+    draw_factors: DrawFactors,
+    *,
+    seed: int = 0,
+    groups: int = 800,
+    test_groups: int = 400,
+    size: int = 64,
+    variance_images: int = 2000,
+) -> float:
+    """Return how well the code of least variance tells which factor was held fixed.
+
+    Kim & Mnih 2018, arXiv 1802.05983. A group is `size` images that share one factor; its vote goes to the code whose
+    variance in the group is the smallest part of its variance overall. Every code stands for the factor that most of
+    the first `groups` votes give it, and the score is the share of `test_groups` others for which that is right. Codes
+    that do not vary at all are left out; where none varies, the score is 0.
+    """
+    generator = np.random.default_rng(seed)
+    overall = encode(draw_factors(generator, variance_images)).var(axis=0, ddof=1)
+    active = overall > 0
+    if not active.any():
+        return 0.0
+    fixed, codes = _encode_groups(encode, draw_factors, generator, groups + test_groups, size)
+    votes = np.argmin(codes.var(axis=1, ddof=1)[:, active] / overall[active], axis=1)
+    counts = np.zeros((int(active.sum()), fixed.max() + 1), int)
+    np.add.at(counts, (votes[:groups], fixed[:groups]), 1)
+    return float(np.mean(counts.argmax(axis=1)[votes[groups:]] == fixed[groups:]))
+
+
+def beta_vae_score(
+    encode: Encode,
+    draw_factors: DrawFactors,
+    *,
+    seed: int = 0,
+    groups: int = 800,
+    test_groups: int = 400,
+    size: int = 64,
+) -> float:
+    """Return how well a linear classifier tells which factor two images share, from how far apart their codes are.
+
+    Higgins et al. 2017. A group is `size` pairs of images that share one factor, with other values in every pair; what
+    the classifier sees is the mean over pairs of |code - code'|. The score is its accuracy on `test_groups` others.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    generator = np.random.default_rng(seed)
+    fixed, codes = _encode_groups(encode, draw_factors, generator, groups + test_groups, size, pairs=True)
+    distances = np.abs(codes[:, :size] - codes[:, size:]).mean(axis=1)
+    model = LogisticRegression(max_iter=1000).fit(distances[:groups], fixed[:groups])
+    return float(np.mean(model.predict(distances[groups:]) == fixed[groups:]))
+
+
+def _information(first: Int[np.ndarray, "n a"], second: Int[np.ndarray, "n b"]) -> Float[np.ndarray, "a b"]:
+    """Return the mutual information of the empirical distribution of all pairs of columns, in nats."""
+    (one, one_starts), (other, other_starts) = map(_one_hot, (first, second))
+    joint = one.T @ other / len(first)
+    independent = np.outer(one.mean(axis=0), other.mean(axis=0))
+    terms = joint * np.log(np.where(joint > 0, joint / independent, 1))
+    return np.add.reduceat(np.add.reduceat(terms, one_starts, axis=0), other_starts, axis=1)
+
+
+def _one_hot(values: Int[np.ndarray, "n columns"]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a column of 0 and 1 for every value of every column, and at which of these each column starts."""
+    blocks = [(column[:, None] == np.unique(column)).astype(np.float64) for column in values.T]
+    return np.concatenate(blocks, axis=1), np.cumsum([0, *(block.shape[1] for block in blocks[:-1])])
+
+
+def _encode_groups(
+    encode: Encode, draw_factors: DrawFactors, generator: Generator, groups: int, size: int, pairs: bool = False
+) -> tuple[Int[np.ndarray, " groups"], Float[np.ndarray, "groups images codes"]]:
+    """Return which factor the images of every group share, and their codes; of pairs, each has a value of its own."""
+    images = 2 * size if pairs else size
+    factors = draw_factors(generator, groups * images).reshape(groups, images, -1)
+    fixed = generator.integers(factors.shape[2], size=groups)
+    for group, index in enumerate(fixed):
+        shared = factors[group, :size, index] if pairs else factors[group, 0, index]
+        factors[group, -size:, index] = shared
+    codes = encode(factors.reshape(groups * images, -1))
+    return fixed, codes.reshape(groups, images, -1)
+
+
+def _squared_correlations(codes: Codes, factors: Factors) -> Float[np.ndarray, "codes factors"]:
+    """Return squared correlations of all pairs, 0 for a code or factor that hardly varies."""
+    codes, factors = (part - part.mean(axis=0) for part in (codes.astype(np.float64), factors.astype(np.float64)))
+    degrees = len(codes) - 1
+    covariance = codes.T @ factors / degrees
+    variances = np.outer((codes**2).sum(axis=0) / degrees, (factors**2).sum(axis=0) / degrees)
+    varies = np.outer((codes**2).sum(axis=0) / degrees > 1e-12, (factors**2).sum(axis=0) > 0)
+    return np.where(varies, covariance**2 / np.where(varies, variances, 1), 0)
+
+
+def _svm_accuracies(train: Part, test: Part) -> Float[np.ndarray, "codes factors"]:
+    from sklearn.svm import LinearSVC
+
+    def score(code: np.ndarray, factor: np.ndarray, tested: np.ndarray, expected: np.ndarray) -> float:
+        model = LinearSVC(C=0.01, class_weight="balanced", random_state=0).fit(code[:, None], factor)
+        return float(np.mean(model.predict(tested[:, None]) == expected))
+
+    return np.asarray(
+        [
+            [
+                score(code, factor, tested, expected)
+                for factor, expected in zip(train.factors.T, test.factors.T, strict=True)
+            ]
+            for code, tested in zip(train.codes.T, test.codes.T, strict=True)
+        ]
+    )
+
+
+def _entropies(columns: Float[np.ndarray, "rows columns"], base: int) -> Float[np.ndarray, " columns"]:
+    """Return the entropy of every column, taken as a distribution, to a base; of a single row it is 0."""
+    from scipy.stats import entropy
+
+    return np.asarray(entropy(columns + 1e-11, base=base)) if base > 1 else np.zeros(columns.shape[1])
+
+
+def _check_codes(codes: Codes) -> None:
+    if codes.shape[1] < 2:
+        raise ValueError("there is one code, expected at least two: the gap is between the best and the next")

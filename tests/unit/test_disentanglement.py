@@ -1,0 +1,150 @@
+"""Metrics of disentanglement against disentanglement_lib's, and on representations whose value is known."""
+
+import numpy as np
+import pytest
+
+from latentlab import disentanglement
+from latentlab.disentanglement import Part
+from tests.oracles import disentanglement as oracle
+
+UNIFORM = (4, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(oracle.DATA) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+@pytest.fixture(scope="module")
+def parts(reference):
+    return tuple(Part(reference[f"{part}_codes"], reference[f"{part}_factors"]) for part in ("train", "test"))
+
+
+def draw_uniform(generator, n):
+    return generator.integers(4, size=(n, 3))
+
+
+def test_deterministic_metrics_are_those_of_disentanglement_lib(parts, reference):
+    train, test = parts
+    found = {
+        "mig": disentanglement.mutual_information_gap(*train),
+        "sap_continuous": disentanglement.sap(train),
+        "dci": disentanglement.dci(train, test),
+        "modularity": disentanglement.modularity(*train),
+        "explicitness": disentanglement.explicitness(train, test),
+    }
+    for name, value in found.items():
+        np.testing.assert_allclose(value, reference[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_sap_of_classes_is_that_of_disentanglement_lib(parts, reference):
+    # Its SVM is fitted by coordinate descent in an order of its own: an image in 300 may change sides.
+    assert disentanglement.sap(*parts) == pytest.approx(float(reference["sap_discrete"]), abs=1 / 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [("factor_vae", disentanglement.factor_vae_score), ("beta_vae", disentanglement.beta_vae_score)],
+)
+def test_sampled_metrics_agree_within_their_spread(reference, name, score):
+    expected = reference[name]
+    options = {"groups": 600, "test_groups": 300, "size": 8}
+    found = [score(oracle.encode_observed, oracle.draw_factors, seed=seed, **options) for seed in range(10)]
+    error = np.sqrt((expected.var(ddof=1) + np.var(found, ddof=1)) / 10)
+    assert 0.5 < expected.mean() < 0.95  # neither chance nor perfect, so that a fault would show
+    assert abs(np.mean(found) - expected.mean()) < 3 * error
+
+
+def test_codes_that_are_the_factors_are_perfect():
+    generator = np.random.default_rng(0)
+    scores = {}
+    for part in ("train", "test"):
+        factors = draw_uniform(generator, 2000)
+        scores[part] = Part(factors[:, [2, 0, 1]] * np.asarray([1.0, -3.0, 10.0]), factors)  # any order and scale
+    train, test = scores["train"], scores["test"]
+    assert disentanglement.mutual_information_gap(*train) == pytest.approx(1, abs=0.01)
+    assert disentanglement.sap(train) == pytest.approx(1, abs=0.01)
+    assert disentanglement.modularity(*train) == pytest.approx(1, abs=0.001)
+    assert disentanglement.explicitness(train, test) > 0.8  # the middle classes of an ordered code are not one-vs-rest
+    for fit in (disentanglement.fit_trees, disentanglement.fit_lasso):
+        np.testing.assert_allclose(disentanglement.dci(train, test, fit), 1, atol=0.01)
+
+    def encode(factors):
+        return factors[:, [2, 0, 1]] * np.asarray([1.0, -3.0, 10.0])
+
+    options = {"groups": 200, "test_groups": 200, "size": 32}
+    assert disentanglement.factor_vae_score(encode, draw_uniform, **options) == 1
+    assert disentanglement.beta_vae_score(encode, draw_uniform, **options) == 1
+
+
+def test_a_rotation_keeps_the_information_and_loses_the_disentanglement():
+    generator = np.random.default_rng(1)
+    reflection = np.eye(3) - 2 / 3  # coefficients of a factor on the codes are 1/3, -2/3 and -2/3
+    factors = [draw_uniform(generator, 4000) for _ in range(2)]
+    train, test = (Part(part @ reflection, part) for part in factors)
+    mixed = disentanglement.dci(train, test, disentanglement.fit_lasso)
+    expected = 1 + np.sum(np.asarray([0.2, 0.4, 0.4]) * np.log([0.2, 0.4, 0.4])) / np.log(3)
+    np.testing.assert_allclose(mixed, (expected, expected, 1), atol=0.005)
+    assert disentanglement.mutual_information_gap(*train) < 0.4  # 1 before
+    assert disentanglement.sap(train) == pytest.approx(0, abs=0.05)  # 4/9 - 4/9 of the variance
+
+
+def test_noise_says_nothing():
+    generator = np.random.default_rng(2)
+    factors = [draw_uniform(generator, 4000) for _ in range(2)]
+    train, test = (Part(generator.normal(size=(4000, 6)), part) for part in factors)
+    assert disentanglement.mutual_information_gap(*train) < 0.01
+    assert disentanglement.sap(train) < 0.01
+    assert disentanglement.explicitness(train, test) == pytest.approx(0.5, abs=0.03)
+    assert disentanglement.dci(train, test, disentanglement.fit_lasso).informativeness < 0.01
+    noise = np.random.default_rng(3)
+    options = {"groups": 300, "test_groups": 300, "size": 16}
+
+    def encode(rows):
+        return noise.normal(size=(len(rows), 6))
+
+    for score in (disentanglement.factor_vae_score, disentanglement.beta_vae_score):
+        assert score(encode, draw_uniform, **options) < 0.45  # chance is a third
+
+
+def test_a_group_shares_one_factor_and_pairs_a_value_each():
+    seen = []
+
+    def encode(factors):
+        seen.append(factors.copy())
+        return factors.astype(float)
+
+    generator = np.random.default_rng(0)
+    fixed, _ = disentanglement._encode_groups(encode, draw_uniform, generator, 20, 8)
+    for index, group in zip(fixed, seen[0].reshape(20, 8, 3), strict=True):
+        assert np.ptp(group[:, index]) == 0
+        assert np.ptp(np.delete(group, index, axis=1), axis=0).all()
+    fixed, _ = disentanglement._encode_groups(encode, draw_uniform, generator, 20, 8, pairs=True)
+    for index, group in zip(fixed, seen[1].reshape(20, 2, 8, 3), strict=True):
+        assert (group[0, :, index] == group[1, :, index]).all()
+        assert np.ptp(group[0, :, index]) > 0
+        assert (group[0] != group[1]).any()
+
+
+def test_what_has_no_score_is_refused():
+    one = np.zeros((10, 1))
+    with pytest.raises(ValueError, match="one code, expected at least two"):
+        disentanglement.mutual_information_gap(one, one.astype(int))
+    with pytest.raises(ValueError, match="one code, expected at least two"):
+        disentanglement.sap(Part(one, one))
+    with pytest.raises(ValueError, match="one factor, expected at least two"):
+        disentanglement.modularity(np.zeros((10, 2)), one.astype(int))
+
+
+def test_codes_and_factors_that_do_not_vary_count_as_nothing():
+    generator = np.random.default_rng(0)
+    codes = np.stack([np.zeros(100), generator.normal(size=100)], axis=1)
+    factors = np.stack([np.zeros(100, int), generator.integers(2, size=100)], axis=1)
+    for value in (
+        disentanglement.mutual_information_gap(codes, factors),
+        disentanglement.sap(Part(codes, factors)),
+        disentanglement.modularity(codes, factors),
+    ):
+        assert 0 <= value <= 1
+    assert disentanglement.factor_vae_score(lambda rows: np.zeros((len(rows), 2)), draw_uniform, groups=5) == 0
