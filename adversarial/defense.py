@@ -18,7 +18,6 @@ from jax import Array
 from jaxtyping import Bool, Float, Key
 from scipy import stats
 
-from adversarial import robustness
 from adversarial.attacks import Ensemble, SweptAttack
 from adversarial.config import AdversarialConfig, Training
 from adversarial.digits import AdversarialTraining, DigitsNetwork
@@ -30,6 +29,7 @@ from latentlab.errors import UserError
 from latentlab.labeled_images import Dataset
 from latentlab.model import Variables
 from latentlab.parallel import batched_apply
+from latentlab.statistics import share_with_interval
 from latentlab.storage.metrics import MetricsLog
 from latentlab.training.loop import LoopSchedule, init_states, resident_steps_per_dispatch, resident_train_steps
 from latentlab.training.resume import train_with_checkpoints
@@ -219,8 +219,8 @@ def _interval(name: str, stands: Bool[np.ndarray, "seeds digits"]) -> dict[str, 
     """Return the mean accuracy with a 95 % interval: Student's t over seeds, or Wilson's over digits of one seed."""
     values: Float[np.ndarray, " seeds"] = stands.mean(axis=1)
     if len(values) == 1:
-        shares = robustness.share_with_interval(stands[0])
-        return {name: shares[0], f"{name}_low": shares[1], f"{name}_high": shares[2], f"{name}_per_seed": [shares[0]]}
+        share, low, high = map(float, share_with_interval(stands[0]))
+        return {name: share, f"{name}_low": low, f"{name}_high": high, f"{name}_per_seed": [share]}
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     mean = float(values.mean())
     low, high = max(0.0, mean - half), min(1.0, mean + half)

@@ -13,21 +13,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 
 from adversarial.pixels import GREY_LEVELS
-from latentlab import decoding
 from latentlab.config import Decoder
-from latentlab.decoding import make_upright_rgb
-from latentlab.errors import UserError, first_line
+from latentlab.decoding import read_pixels
+from latentlab.errors import UserError
 from latentlab.storage import limits
 from latentlab.storage.image_files import list_files
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 WORDNET = re.compile(r"(?<![a-zA-Z0-9])n\d{8}(?!\d)")
-SHORTEST_SIDE = 32  # pixels
 THREADS = 8
 
 
@@ -144,30 +141,9 @@ def read(path: Path, size: int, decoder: Decoder = "pillow", resize: float = 0.0
     Raises:
         UserError: The file cannot be read, is damaged or of another format, or its sides are not within the limits.
     """
+    pixels, notes = read_pixels(path, decoder)
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    with file:
-        if not path.stat().st_size:
-            raise UserError(f"{path}: is empty, expected a photo")
-        formats = decoding.FORMATS if decoder == "tensorflow" else FORMATS
-        try:
-            image = Image.open(file, formats=formats)
-            _check_sides(path, image)
-            rgb, notes = _read_as_tensorflow(path, image) if decoder == "tensorflow" else make_upright_rgb(image)
-        except UserError:
-            raise
-        except Image.UnidentifiedImageError as error:
-            raise UserError(f"{path}: is no photo, expected one of {', '.join(formats)}") from error
-        except Image.DecompressionBombError as error:
-            raise UserError(
-                f"{path}: is too large, expected at most {limits.MOST_PIXELS // 10**6} megapixels"
-            ) from error
-        except Exception as error:  # Pillow's readers raise many types for damaged files
-            raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
-    try:
-        return Photo(_make_square(np.asarray(rgb), size, resize), tuple(notes))
+        return Photo(_make_square(pixels, size, resize), tuple(notes))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -237,28 +213,6 @@ def resize_and_crop(pixels: UInt8[np.ndarray, "h w 3"], shorter: int, size: int)
     resized = Image.fromarray(pixels).resize(sides, Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in sides)
     return np.asarray(resized.crop((left, top, left + size, top + size)))
-
-
-def _check_sides(path: Path, image: Image.Image) -> None:
-    width, height = image.size
-    if min(width, height) < SHORTEST_SIDE:
-        raise UserError(f"{path}: {width}×{height} pixels, expected at least {SHORTEST_SIDE} on either side")
-    try:
-        limits.check_pixels(width, height)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _read_as_tensorflow(path: Path, image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], list[str]]:
-    notes = []
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        notes.append(f"the first of {frames} frames")
-    if image.getexif().get(ExifTags.Base.Orientation) in decoding.TURNED:
-        notes.append("not turned upright, as TensorFlow has it")
-    if image.has_transparency_data:
-        notes.append("transparency dropped, as TensorFlow has it")
-    return decoding.decode_as_tensorflow(path.read_bytes()), notes
 
 
 def resize(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> Float32[np.ndarray, "size size 3"]:

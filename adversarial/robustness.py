@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, UInt8
-from scipy.stats import binomtest
 
 from adversarial.attacks import SweptAttack, evaluate_logits
 from adversarial.classifier import Classifier, in_unit_range
@@ -21,6 +20,7 @@ from adversarial.one_photo import format_distance
 from adversarial.pixels import GREY_LEVELS, SLACK, Epsilon, PixelRange, most_grey_levels
 from latentlab.arrays import AnyArray
 from latentlab.parallel import LocalRows, batched_apply
+from latentlab.statistics import share_with_interval
 from latentlab.storage.check import ArraySpec
 from latentlab.storage.run_directory import finite_or_null
 
@@ -185,15 +185,8 @@ def describe_accuracy(
     ]
 
 
-def share_with_interval(stands: Bool[np.ndarray, " photos"]) -> tuple[float, float, float]:
-    """Return the share that stands, and the ends of its 95 % Wilson interval."""
-    interval = binomtest(int(stands.sum()), len(stands)).proportion_ci(0.95, "wilson")
-    return float(stands.mean()), float(interval.low), float(interval.high)
-
-
 def _shares(name: str, survived: Bool[np.ndarray, "photos epsilons"]) -> dict[str, np.ndarray]:
-    values = np.asarray([share_with_interval(column) for column in survived.T]).T
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), share_with_interval(survived.T), strict=True))
 
 
 def _describe_fall(entry: Mapping[str, Any]) -> str:

@@ -1,12 +1,24 @@
 """Settings of the face experiment and their presets; imports nothing heavy, so that `--help` is quick."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from latentlab.config import Decoder, Precision, check_numbers
 from latentlab.errors import UserError
 
+Crop = tuple[int, int, int]
+"""Left and upper edge and width of what is cut out of a photo, in pixels."""
 Resize = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+
+AUTO, PACKAGED = "auto", "packaged"
+"""What `weights` may be beside a path."""
+TRAINING = (
+    "data", "size", "latent_dim", "correlation", "epochs", "steps_per_epoch", "batch_size", "learning_rate",
+    "cosine_decay", "adam_epsilon", "precision", "dropout", "reconstruction_weight", "synthetic_images",
+)  # fmt: skip
+"""Fields that the weights of a VAE depend on, but for the seed."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,10 @@ class LatentArithConfig:
     """Leave out images that cannot be read or have no attributes, and rows without an image, and list them in the
     results, instead of stopping at the first."""
     weights: str = ""
-    """Weights to use instead of training: a run, its weights.npz, or a Keras or TensorFlow checkpoint."""
+    """Weights to use instead of training: a run, its weights.npz, a Keras or TensorFlow checkpoint, packaged (a VAE of
+    painted faces that was trained for an hour), or auto: packaged, if what training depends on is as in the demo."""
+    train: bool = False
+    """Train, where weights is auto."""
     weights_md5: str = ""
     """MD5 that the file of weights must have."""
     synthetic_images: int = 20_000
@@ -90,6 +105,13 @@ class LatentArithConfig:
     metric_groups: int = 800
     """Groups of 16 images that share a factor, for the scores of FactorVAE and β-VAE, where faces are painted."""
 
+    image: str = ""
+    """A photo to edit with the model and the directions of the run that weights names, instead of all else."""
+    crop: Crop | None = None
+    """Where its face is: left and upper edge and width, in pixels; without it the face is found, with OpenCV."""
+    edit: tuple[str, ...] = ()
+    """How far to move it along directions, as Smiling=3 Eyeglasses=-2; strengths count as the run's scale does."""
+
     RENAMED: ClassVar = {"score_factor": "score_strength"}
     """Fields of older versions, for their runs."""
 
@@ -98,14 +120,53 @@ class LatentArithConfig:
         check_numbers(self, least, {"correlation": 1, "dropout": 0.99, "size": 256, "score_strength": 4})
         if self.size % 16:
             raise UserError(f"size is {self.size}, expected a multiple of 16 from 32 to 256")
+        if self.train and self.weights not in ("", AUTO):
+            raise UserError(f"train is given, and so is weights, {self.weights!r}; leave one of them out")
+        if self.image and self.trains:
+            raise UserError("image is given, but no weights; expected --weights RUN, a run whose directions it has")
+        if self.image and not self.edit:
+            raise UserError("image is given, but no edit; expected --edit ATTRIBUTE=STRENGTH, as Smiling=3")
+        if not self.image and (self.edit or self.crop):
+            raise UserError(f"{'edit' if self.edit else 'crop'} is given, but no image; expected --image PHOTO")
+        parse_edit(self.edit)
         if self.weights_md5 and not self.weights:
             raise UserError("weights_md5 is given, but no weights; expected --weights FILE beside it")
+
+    @property
+    def trains(self) -> bool:
+        """Whether the VAE is trained, because nothing names weights for it."""
+        differs = any(getattr(self, name) != getattr(DEMO, name) for name in TRAINING)
+        return self.train or differs if self.weights == AUTO else not self.weights
+
+
+def parse_edit(words: tuple[str, ...]) -> dict[str, float]:
+    """Return strengths by attribute of words such as `Smiling=3`.
+
+    Raises:
+        UserError: A word has another form, the strength is no finite number, or an attribute is named twice.
+    """
+    strengths: dict[str, float] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        try:
+            strength = float(value)
+        except ValueError:
+            strength = math.nan
+        if not name or not equals or not math.isfinite(strength):
+            raise UserError(f"edit is {word!r}, expected ATTRIBUTE=STRENGTH with a number, as Smiling=3")
+        if name in strengths:
+            raise UserError(f"edit names {name} twice; expected each attribute once")
+        strengths[name] = strength
+    if words and not any(strengths.values()):
+        raise UserError("all strengths of edit are 0; expected another for at least one attribute")
+    return strengths
 
 
 ORIGINAL = LatentArithConfig(resize="nearest")
 DEMO = replace(
     ORIGINAL,
     resize="bilinear",
+    weights=AUTO,
     synthetic_images=12_000,
     held_out_images=500,
     epochs=20,
@@ -124,6 +185,7 @@ DEMO = replace(
 )
 QUICK = replace(
     DEMO,
+    weights="",
     synthetic_images=1000,
     held_out_images=100,
     epochs=2,

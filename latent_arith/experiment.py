@@ -8,8 +8,10 @@ changes. One edit is kept as 400 floats, from which `redraw` makes it again.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,10 +20,11 @@ from jax import Array
 
 from latent_arith import compression, edits, figures, weights
 from latent_arith.comparison import compare_estimators
-from latent_arith.config import LatentArithConfig
+from latent_arith.config import AUTO, LatentArithConfig
 from latent_arith.datasets import batches
 from latent_arith.datasets.face_data import FaceData, check_label, open_data
 from latent_arith.directions import Batch, Directions, find_directions, inverse_propensity_weights
+from latent_arith.editor import POPULATION, SHARES, EditedPhoto, edit_photo
 from latent_arith.model import (
     Encode,
     FaceVae,
@@ -30,8 +33,10 @@ from latent_arith.model import (
     global_batch_size,
     make_decode,
     make_encode,
+    make_model,
 )
 from latent_arith.pictures import SHOWN_FACES, STRENGTHS, make_pictures, move_along_components
+from latent_arith.population import measure_population
 from latent_arith.representation import find_components, known_factors, measure_disentanglement
 from latent_arith.results import SCORES, LatentArithResults, describe_directions, step_lengths
 from latent_arith.scorecard import find_exclusive_pairs
@@ -44,7 +49,7 @@ from latentlab.model import LatentVariableModel, Variables
 from latentlab.parallel import LocalRows
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
-from latentlab.storage.run_directory import note_nulls
+from latentlab.storage.run_directory import note_nulls, read_json
 from latentlab.training.loop import (
     LoopSchedule,
     init_states,
@@ -68,8 +73,8 @@ def run(
     model: LatentVariableModel | None = None,
     data: FaceData | None = None,
     log: Callable[[str], None] = print,
-) -> LatentArithResults:
-    """Run the experiment, or go on with it where the checkpoints in `run_dir` end.
+) -> LatentArithResults | EditedPhoto:
+    """Run the experiment, or go on with it where the checkpoints in `run_dir` end; or edit a photo with another run.
 
     Args:
         config: Settings.
@@ -82,6 +87,13 @@ def run(
         UserError: Data or weights cannot be read, the loss diverged, or a file could not be written.
         Interrupted: The command line caught SIGINT or SIGTERM; training goes on from a checkpoint.
     """
+    if config.image:
+        edited = edit_photo(config, run_dir, log)
+        if run_dir:
+            figures.draw(run_dir)
+        return edited
+    if config.weights == AUTO and (model or data):  # the packaged weights are of another model, or of other faces
+        config = replace(config, train=True)
     model, given = open_model(config, model, log)
     data = data or open_data(config)
     check_label(config, data)
@@ -122,9 +134,12 @@ def run(
     known, factors = known_factors(data, encode)
     components = find_components(train_latents, known, factors)
     disentanglement = measure_disentanglement(data, encode, known, config.metric_groups, config.seed)
+    compared = data.source[data.held_out[: config.scored_faces]]
+    population = measure_population(train_latents, latents, compared, decode)
     pictures["components"] = move_along_components(decode, latents[0], components)
     measures = {
         "data": data.description,
+        **({} if config.trains else {"weights": _describe_weights(config, variables)}),
         "equivalent_beta": beta,
         **_evaluate(config, model, variables, data),
         "directions": describe_directions(found),
@@ -132,13 +147,11 @@ def run(
         "estimators": comparison.describe(),
         "components": components.describe(),
         "disentanglement": disentanglement,
-        "face_in_800_bytes": compression.compare_compressions(
-            encode, decode, data.source[data.held_out[: config.scored_faces]]
-        ),
+        "face_in_800_bytes": compression.compare_compressions(encode, decode, compared),
     }
     scores = dict(zip(SCORES, (scorecard.arrays(), comparison.arrays(), components.arrays()), strict=True))
     results = LatentArithResults(
-        config, model, variables, found, lengths["balanced"], edit, pictures, scores, note_nulls(measures)
+        config, model, variables, found, lengths["balanced"], population, edit, pictures, scores, note_nulls(measures)
     )
     if run_dir:
         results.save(run_dir)
@@ -147,12 +160,14 @@ def run(
     return results
 
 
-def load(run_dir: Path, config: LatentArithConfig) -> LatentArithResults:
-    """Read the results of a run of the model that the configuration names.
+def load(run_dir: Path, config: LatentArithConfig) -> LatentArithResults | EditedPhoto:
+    """Read the results of a run of the model that the configuration names, or of a photo that was edited.
 
     Raises:
         UserError: A file is missing or damaged, or the weights are those of another model.
     """
+    if config.image:
+        return EditedPhoto.load(run_dir)
     model, _ = weights.fit_model(run_dir / weights.WEIGHTS, make_model(config))
     return LatentArithResults.load(run_dir, config, model)
 
@@ -161,18 +176,32 @@ def manifest(config: LatentArithConfig) -> Manifest:
     """Return what `run` leaves behind, for `check`."""
     dim, size = config.latent_dim, config.size
     latent, unit = ArraySpec((dim,), "float32"), ArraySpec((None, dim), "float32")
+    ends = {"ans09": ArraySpec((), "str"), "ans10": latent, "ans11": latent}
+    kept = {"image_ids": ArraySpec((1,), "str"), "z_start": ArraySpec((1, dim), "float32")}
+    if config.image:  # the model is the other run's, whose dimensions this configuration does not say
+        whole = ArraySpec((None,), "float32")
+        return Manifest(
+            deliverables={"ans09": ends["ans09"], "ans10": whole, "ans11": whole},
+            arrays={
+                "edit.npz": {"image_ids": kept["image_ids"], "z_start": ArraySpec((1, None), "float32")},
+                "figures.npz": {"photo_strip": ArraySpec((len(SHARES), None, None, 3), "uint8")},
+            },
+            results=("photo.image",),
+            figures=("photo.png",),
+        )
     shown = min(SHOWN_FACES, config.held_out_images)
     edited = ArraySpec((None, shown, len(STRENGTHS), size, size, 3), "uint8")
     return Manifest(
-        deliverables={"ans09": ArraySpec((), "str"), "ans10": latent, "ans11": latent},
+        deliverables=ends,
         arrays={
             "directions.npz": {"names": ArraySpec((None,), "str"), "vectors": unit, "raw": unit, "orthogonal": unit},
-            "edit.npz": {"image_ids": ArraySpec((1,), "str"), "z_start": ArraySpec((1, dim), "float32")},
+            "edit.npz": kept,
             "scorecard.npz": {
                 "targets": ArraySpec((None,), "str"),
                 "reached": ArraySpec((None, len(STRENGTHS)), "float32"),
             },
             "estimators.npz": {"names": ArraySpec((None,), "str"), "vectors": ArraySpec((None, None, dim), "float32")},
+            POPULATION: {"mean": latent, "precision": ArraySpec((dim, dim), "float32")},
             "components.npz": {"vectors": unit, "factors": ArraySpec((None,), "str")},
             "figures.npz": {"edits": edited},
             weights.WEIGHTS: {},
@@ -184,7 +213,7 @@ def manifest(config: LatentArithConfig) -> Manifest:
             "scorecard.mean_leakage.balanced",
             "estimators.images",
         ),
-        figures=tuple(f"{name}.png" for name in figures.NAMES_OF_FIGURES if not (config.weights and name == "losses")),
+        figures=tuple(f"{name}.png" for name in figures.NAMES_OF_FIGURES if config.trains or name != "losses"),
     )
 
 
@@ -194,7 +223,7 @@ def redraw(edit: Path, weights_path: Path, md5: str, out: Path, any_weights: boo
     Raises:
         UserError: A file is missing or damaged, or the edits were made with other weights.
     """
-    found = edits.read_edits(edit)
+    found, weights_path = edits.read_edits(edit), weights.locate(str(weights_path))
     size = weights.image_size(weights_path, md5)
     model, _ = weights.fit_model(weights_path, FaceVae(len(found[0].z_start), (size, size, 3)), md5)
     variables = weights.load(weights_path, model, md5)
@@ -212,9 +241,11 @@ def open_model(
     Raises:
         UserError: The weights are missing, damaged, or of another model.
     """
-    if not config.weights:
+    if config.trains:
         return model or make_model(config), None
-    path = Path(config.weights)
+    path = weights.locate(config.weights)
+    if path == weights.PRETRAINED:
+        log(f"latent-arith: the VAE is the packaged one, {describe_pretrained()}; --train trains one")
     if model is None:
         model, assumed = weights.fit_model(path, make_model(config), config.weights_md5)
         if assumed:
@@ -222,15 +253,10 @@ def open_model(
     return model, weights.load(path, model, config.weights_md5)
 
 
-def make_model(config: LatentArithConfig) -> FaceVae:
-    """Return the model that a configuration names."""
-    return FaceVae(
-        config.latent_dim,
-        (config.size, config.size, 3),
-        config.dropout,
-        config.reconstruction_weight,
-        config.precision,
-    )
+def describe_pretrained() -> str:
+    """Return how the packaged VAE was made."""
+    about = read_json(weights.PRETRAINED / "about.json")
+    return f"trained for {about['steps']:,} steps of {about['batch_size']} faces on {about['date']}"
 
 
 def make_optimizer(config: LatentArithConfig) -> optax.GradientTransformation:
@@ -344,6 +370,12 @@ def _describe_setting(config: LatentArithConfig, data: FaceData, beta: float) ->
         f"{data.description['source']}; loss = {config.reconstruction_weight:,.0f} · mean cross-entropy + KL, "
         f"as β = {beta:.3g} with a summed one"
     )
+
+
+def _describe_weights(config: LatentArithConfig, variables: Variables) -> dict[str, Any]:
+    path = weights.locate(config.weights)
+    about = read_json(path / "about.json") if path == weights.PRETRAINED else {"path": config.weights}
+    return {**about, "fingerprint": weights.fingerprint(variables)}
 
 
 def _describe_substitutes(found: Directions, latent_dim: int) -> str:

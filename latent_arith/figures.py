@@ -43,17 +43,21 @@ Pairs = Bool[np.ndarray, "targets attributes"]
 def draw(run_dir: Path) -> list[Path]:
     """Draw every figure of a run from the files in its directory, and return their paths.
 
-    Those are `NAMES_OF_FIGURES`, without `losses` where nothing was trained, and one under `edits/` an attribute.
+    Those are `NAMES_OF_FIGURES`, without `losses` where nothing was trained, and one under `edits/` an attribute; of a
+    run that edits a photo, the strip of it.
 
     Raises:
         UserError: A file of the run is missing or damaged, or a figure cannot be written.
     """
-    pictures, found, scores = (read_npz(run_dir / f"{name}.npz") for name in ("figures", "directions", "scorecard"))
-    kept = read_edits(run_dir / "edit.npz")[:1]
+    pictures, kept = read_npz(run_dir / "figures.npz"), read_edits(run_dir / "edit.npz")[:1]
+    if "photo" in pictures:
+        strip = partial(edited_photo, pictures["photo"], pictures["photo_strip"], kept[0])
+        return [save(run_dir / "figures" / "photo.png", strip)]
+    found, scores = (read_npz(run_dir / f"{name}.npz") for name in ("directions", "scorecard"))
     rows = MetricsLog(run_dir / "metrics.jsonl").rows()
     names, targets, strengths = found["names"].tolist(), scores["targets"].tolist(), scores["factors"]
     far, changes = float(scores["leakage_factor"]), {name: scores[f"leakage_{name}"] for name in ESTIMATORS}
-    reached = [scores[name] for name in ("reached", "reached_low", "reached_high")]
+    reached, low, high = (scores[name] for name in ("reached", "reached_low", "reached_high"))
     figures: dict[str, Callable[[], Figure]] = {
         "reconstructions": lambda: reconstructions(pictures["originals"], pictures["reconstructions"]),
         "prior_samples": lambda: prior_samples(pictures["prior_samples"]),
@@ -64,7 +68,7 @@ def draw(run_dir: Path) -> list[Path]:
             names, {"raw": found["raw"], "balanced": found["vectors"], "orthogonal": found["orthogonal"]}
         ),
         "leakage": lambda: leakage(targets, scores["attributes"].tolist(), changes, scores["exclusive"], far),
-        "dose_response": lambda: dose_response(targets, strengths, *reached),
+        "dose_response": lambda: dose_response(targets, strengths, reached, low, high, scores.get("accuracies")),
     }
     if (run_dir / "estimators.npz").exists():  # runs of older versions have neither
         compared, components = (read_npz(run_dir / f"{name}.npz") for name in ("estimators", "components"))
@@ -73,7 +77,7 @@ def draw(run_dir: Path) -> list[Path]:
     if rows:
         figures["losses"] = lambda: losses(rows)
     paths = [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
-    shares = dict(zip(targets, reached[0][:, np.argmin(np.abs(strengths - far))], strict=True))
+    shares = dict(zip(targets, reached[:, np.argmin(np.abs(strengths - far))], strict=True))
     each = zip(names, pictures["edits"], found["distances"], found["standard_error_degrees"], strict=True)
     for name, edits, distance, degrees in each:
         title = f"{_words(name)}: distance {distance:.2f}, standard error {degrees:.1f}°"
@@ -129,6 +133,21 @@ def edited_faces(title: str, originals: Faces, edits: Strips, strengths: Strengt
     axes.text(SIDE / 2, -8, "original", ha="center", va="bottom", fontsize=11)
     _caption_columns(axes, strengths, left)
     axes.set_title(title, fontsize=13, pad=30)
+    return figure
+
+
+def edited_photo(photo: UInt8[np.ndarray, "size size 3"], strip: Faces, edit: Edit) -> Figure:
+    """Draw the face of a photo, and its decodings from the face as it is to the whole edit."""
+    left = CELL + 4 * GAP
+    figure, axes = _canvas(left + len(strip) * CELL - GAP, SIDE, 8)
+    _place_grid(axes, photo[None], 1)
+    _place_grid(axes, strip, len(strip), left)
+    axes.text(SIDE / 2, -8, "photo", ha="center", va="bottom", fontsize=11)
+    shares = np.linspace(0, 100, len(strip))
+    for column, share in enumerate(shares):
+        text = f"{share:.0f} %" if column else "decoded"
+        axes.text(left + column * CELL + SIDE / 2, -8, text, ha="center", va="bottom", fontsize=11)
+    axes.set_title(_line(edit.attribute.replace("_", " ")), fontsize=13, pad=30)
     return figure
 
 
@@ -199,8 +218,18 @@ def leakage(
     return figure
 
 
-def dose_response(targets: Names, strengths: Strengths, reached: Curves, low: Curves, high: Curves) -> Figure:
-    """Draw the share 0…1 of faces in which the attribute is found, by strength, with its interval as a band."""
+def dose_response(
+    targets: Names,
+    strengths: Strengths,
+    reached: Curves,
+    low: Curves,
+    high: Curves,
+    accuracies: Float[np.ndarray, " targets"] | None = None,
+) -> Figure:
+    """Draw the share 0…1 of faces in which the attribute is found, by strength, with its interval as a band.
+
+    Titles tell in what share of unedited faces the classifier is right about the attribute.
+    """
     columns = min(5, len(targets))
     rows = -(-len(targets) // columns)
     figure = Figure(figsize=(WIDTH * columns / 5, 1.6 * rows))
@@ -213,12 +242,16 @@ def dose_response(targets: Names, strengths: Strengths, reached: Curves, low: Cu
         axes.axhline(50, color="0.85", linewidth=0.8, zorder=0)
         axes.fill_between(strengths, 100 * low[number], 100 * high[number], color=BLUE, alpha=0.25, linewidth=0)
         axes.plot(strengths, 100 * reached[number], color=BLUE, marker="o", markersize=3)
-        axes.set_title(_words(targets[number]), fontsize=10)
+        worth = f" ({accuracies[number]:.0%})" if accuracies is not None else ""
+        axes.set_title(f"{_words(targets[number])}{worth}", fontsize=10)
         axes.set(ylim=(-4, 104), yticks=(0, 50, 100))
         axes.set_xticks(strengths[::2], [_signed(strength) for strength in strengths[::2]])
         axes.tick_params(labelsize=9, labelbottom=number + columns >= len(targets))
         axes.spines[["top", "right"]].set_visible(False)
     figure.text(0.5, -0.3125 / rows, "strength along the direction", ha="center", fontsize=11)
+    if accuracies is not None:
+        note = "In brackets: in how many unedited faces the classifier is right about the attribute"
+        figure.text(0.5, -0.3125 / rows - 0.2 / (1.6 * rows), note, ha="center", va="top", fontsize=9, color="0.35")
     figure.text(-0.25 / columns, 0.5, "faces with the attribute, %", va="center", rotation=90, fontsize=11)
     return figure
 

@@ -30,6 +30,7 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt8
 
+from latent_arith.config import LatentArithConfig
 from latentlab import parallel
 from latentlab.kernels.convolution import conv_general_dilated
 from latentlab.kernels.materialize import materialize
@@ -246,6 +247,17 @@ class FaceVae:
         encoder = self.encoder or Encoder(self.latent_dim, self.dropout, self.encoder_filters, self.batch_norm)
         filters = (self.encoder_filters[-1], *self.decoder_filters)
         return encoder, self.decoder or Decoder(self.image_shape, self.dropout, filters, self.batch_norm)
+
+
+def make_model(config: LatentArithConfig) -> FaceVae:
+    """Return the model that a configuration names."""
+    return FaceVae(
+        config.latent_dim,
+        (config.size, config.size, 3),
+        config.dropout,
+        config.reconstruction_weight,
+        config.precision,
+    )
 
 
 def equivalent_beta(reconstruction_weight: float, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> float:

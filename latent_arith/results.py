@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jax import Array
 from jaxtyping import Float, UInt8
-from PIL import Image
 
 from latent_arith import edits, weights
-from latent_arith.config import LatentArithConfig
+from latent_arith.config import Crop, LatentArithConfig
 from latent_arith.directions import Directions
+from latent_arith.editor import POPULATION, Editor
 from latent_arith.edits import Edit
-from latent_arith.model import make_decode, make_encode
-from latentlab.errors import UserError, first_line
+from latent_arith.photos import Whole, check_pixels
+from latent_arith.population import Population
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
 
@@ -39,6 +39,7 @@ class LatentArithResults:
         variables: Its variables, on the host.
         directions: Directions of all attributes by every estimator.
         step_lengths: What a strength of 1 along each balanced direction is, by `config.scale`.
+        population: Held-out faces that a photo is compared with; None for runs of older versions.
         kept_edit: The edit that is kept as 400 floats.
         pictures: What `figures.npz` holds: pictures 0…255 behind the figures.
         scores: What the files of `SCORES` hold.
@@ -50,39 +51,47 @@ class LatentArithResults:
     variables: Variables
     directions: Directions
     step_lengths: Float[np.ndarray, " attributes"]
+    population: Population | None
     kept_edit: Edit
     pictures: Mapping[str, np.ndarray]
     scores: Mapping[str, Mapping[str, np.ndarray]]
     measures: Mapping[str, Any]
 
+    @property
+    def editor(self) -> Editor:
+        """Return what edits photos."""
+        moves = self.step_lengths[:, None] * self.directions.of("balanced")
+        return Editor(self.config, self.model, self.variables, self.directions.names, moves, self.population)
+
     def encode(self, images: UInt8[Array | np.ndarray, "n height width 3"]) -> Float[np.ndarray, "n latent"]:
         """Return posterior means of images 0…255."""
-        return make_encode(self.model, self.variables)(np.asarray(images))
+        return self.editor.encode(images)
 
     def decode(self, latents: Float[Array | np.ndarray, "n latent"]) -> UInt8[np.ndarray, "n height width 3"]:
         """Return images 0…255 of latents."""
-        return make_decode(self.model, self.variables)(np.asarray(latents, np.float32))
+        return self.editor.decode(latents)
 
     def edit(
-        self, photo: UInt8[Array | np.ndarray, "h w 3"] | str | Path, **strengths: float
+        self,
+        photo: UInt8[Array | np.ndarray, "h w 3"] | str | Path,
+        crop: Crop | Whole | None = "whole",
+        **strengths: float,
     ) -> UInt8[np.ndarray, "height width 3"]:
         """Move a face along directions of attributes, `edit(photo, Smiling=3, Eyeglasses=-1)`.
 
         Args:
-            photo: Pixels 0…255 or a file, resized to the model's size.
+            photo: Pixels 0…255 or a file.
+            crop: What of it is the face: all of it, a square (left and upper edge and width, in pixels), or None to
+                find the face.
             strengths: How far to move along each balanced direction, in the unit of `config.scale`.
 
         Raises:
-            UserError: The photo cannot be read, or there is no such direction.
+            UserError: The photo cannot be read, there is no face in it, or no such direction.
         """
-        for name in strengths:
-            if name not in self.directions.names:
-                raise UserError(f"edit: no direction {name!r}; there are {', '.join(self.directions.names)}")
-        latents = self.encode(self._fit(photo)[None])
-        rows = [self.directions.names.index(name) for name in strengths]
-        moves = (self.step_lengths[:, None] * self.directions.of("balanced"))[rows]
-        moved = edits.move_along(latents, moves, np.asarray([list(strengths.values())], np.float32))
-        return self.decode(moved[0])[0]
+        editor = self.editor
+        move = editor.move(strengths)
+        face = editor.read(Path(photo) if isinstance(photo, str | Path) else check_pixels(photo), crop)
+        return editor.decode(editor.encode(face.pixels[None]) + move)[0]
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of every file that `save` writes, without the edit's."""
@@ -90,6 +99,7 @@ class LatentArithResults:
         return {
             weights.WEIGHTS: weights.named_arrays(self.model, self.variables),
             "directions.npz": {**self.directions.arrays(), "step_lengths": self.step_lengths},
+            **({POPULATION: self.population.arrays()} if self.population else {}),
             **{file: dict(arrays) for file, arrays in self.scores.items()},
             "figures.npz": dict(self.pictures),
             "deliverables.npz": {"ans09": np.asarray(edit.image_id), "ans10": edit.z_start, "ans11": edit.z_end},
@@ -98,13 +108,19 @@ class LatentArithResults:
     def summary(self) -> str:
         """Return what was measured, in a few lines for the terminal."""
         card, size = self.measures["scorecard"], self.measures["face_in_800_bytes"]
+        missing = set(card.get("not_learned", ()))
         shares = {name: target["reached"]["balanced"][0] for name, target in card["targets"].items()}
-        reached = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+        reached = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if name not in missing)
         leakage = ", ".join(f"{estimator} {mean:.1f}" for estimator, mean in card["mean_leakage"].items())
         return "\n".join(
             [
                 f"held-out loss {self.measures['held_out_loss']:,.1f} (KL {self.measures['held_out_kl']:.1f} nats)",
                 f"attribute found in faces moved by +{card['factor']} {UNITS[card['scale']]}: {reached}",
+                *(
+                    [f"not learned, for fewer than half of them show it: {', '.join(sorted(missing))}"]
+                    if missing
+                    else []
+                ),
                 f"mean change of other attributes, percentage points: {leakage}",
                 f"a face in {size['float32']['bytes']:.0f} bytes: {size['float32']['psnr_decibels']:.1f} dB",
             ]
@@ -148,18 +164,10 @@ class LatentArithResults:
         (edit, *_) = edits.read_edits(run_dir / "edit.npz")
         pictures = read_npz(run_dir / "figures.npz")
         scores = {file: read_npz(run_dir / file) for file in SCORES if (run_dir / file).exists()}
-        measures = read_json(run_dir / "results.json")
-        return cls(config, model, variables, found, stored["step_lengths"], edit, pictures, scores, measures)
-
-    def _fit(self, photo: Array | np.ndarray | str | Path) -> UInt8[np.ndarray, "height width 3"]:
-        """Return a photo as pixels of the model's size."""
-        height, width, _ = self.model.image_shape
-        try:
-            image = Image.open(photo) if isinstance(photo, str | Path) else Image.fromarray(np.asarray(photo))
-            return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
-        except Exception as error:  # Pillow raises many types for damaged files and odd arrays
-            where = photo if isinstance(photo, str | Path) else "photo"
-            raise UserError(f"{where}: cannot be read as a photo ({first_line(error)}); expected RGB") from error
+        measures, place = read_json(run_dir / "results.json"), run_dir / POPULATION
+        population = Population(**read_npz(place)) if place.exists() else None
+        lengths = stored["step_lengths"]
+        return cls(config, model, variables, found, lengths, population, edit, pictures, scores, measures)
 
 
 def step_lengths(

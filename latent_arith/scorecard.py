@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from latent_arith import edits
 from latent_arith.attribute_classifier import Predict
 from latent_arith.model import Decode, global_batch_size
+from latentlab.statistics import share_with_interval
 
 RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)
@@ -33,7 +34,7 @@ Probabilities = Float[np.ndarray, "targets steps n attributes"]
 
 
 class Estimate(NamedTuple):
-    """Numbers with the ends of their 95% intervals: percentiles over 1,000 resamples of the faces."""
+    """Numbers with the ends of their 95% intervals: percentiles over 1,000 resamples of the faces, if not said."""
 
     value: np.ndarray
     low: np.ndarray
@@ -76,16 +77,17 @@ def measure_accuracy(
     return np.mean((probabilities >= 0.5) == (attributes > 0), axis=0)
 
 
-def success_rate(probabilities: Probabilities, targets: Int[np.ndarray, " targets"], seed: int = 0) -> Estimate:
+def success_rate(probabilities: Probabilities, targets: Int[np.ndarray, " targets"]) -> Estimate:
     """Return the share of the faces in which the classifier finds the target, p ≥ 0.5, at every strength, (T, K).
+
+    Its interval is Wilson's (1927), which a share of 0 or 1 has too.
 
     Args:
         probabilities: From `dose_response`.
         targets: Column of every target among the attributes.
-        seed: Of the resampling.
     """
     found = np.stack([probabilities[row, :, :, column] >= 0.5 for row, column in enumerate(targets)])
-    return _estimate(np.moveaxis(found, 2, 0), lambda means: means, seed)
+    return Estimate(*share_with_interval(found))
 
 
 def measure_changes(
@@ -233,7 +235,7 @@ def estimate(resampled: np.ndarray) -> Estimate:
     return Estimate(resampled[0], low, high)
 
 
-def average_absolute(means: Float[np.ndarray, "*rows attributes"], kept: Bool[np.ndarray, "*rows attributes"]) -> Any:
+def average_absolute(means: Float[np.ndarray, "*rows attributes"], kept: Bool[np.ndarray, "*last attributes"]) -> Any:
     """Return the mean of |x| over the attributes that are kept, 0 where none is."""
     share = kept / np.maximum(kept.sum(axis=-1, keepdims=True), 1)
     return np.sum(np.abs(means) * share, axis=-1)

@@ -17,6 +17,8 @@ from latent_arith.model import Decode, Encode
 from latent_arith.pictures import STRENGTHS
 from latent_arith.scorecard import Estimate, MeanLeakage
 
+LEARNED = 0.5
+"""Share of the edited faces that must show an attribute, for it to count as one that the model has learned."""
 PROBED = 2000
 """Training images of the linear probes."""
 
@@ -62,11 +64,17 @@ class Scorecard:
             "reached_high": self.curve.high,
             "exclusive": self.exclusive,
             "identity": self.identity.value,
+            "accuracies": self.accuracies[[self.attributes.index(name) for name in self.targets]],
             "leakage_factor": np.asarray(self.config.score_strength),
             **{f"leakage_{name}": found.value for name, found in self.leakage.items()},
             **{f"leakage_{name}_low": found.low for name, found in self.leakage.items()},
             **{f"leakage_{name}_high": found.high for name, found in self.leakage.items()},
         }
+
+    def not_learned(self) -> list[str]:
+        """Return the targets that fewer than half of the faces show after an edit along the balanced direction."""
+        shares = self.ends["balanced"].value
+        return [name for name, share in zip(self.targets, shares, strict=True) if share < LEARNED]
 
     def describe(self) -> dict[str, Any]:
         """Return what `results.json` says of it."""
@@ -80,6 +88,7 @@ class Scorecard:
                 "mean_leakage_all_others": _describe_row(means_of_all, row),
                 "identity_distance": float(self.identity.value[row, at]),
                 "probe_auc": self.probe_auc[row],
+                "classifier_accuracy": float(self.accuracies[self.attributes.index(name)]),
             }
             for row, name in enumerate(self.targets)
         }
@@ -87,6 +96,7 @@ class Scorecard:
             "factor": self.config.score_strength,
             "scale": self.config.scale,
             "faces": self.config.scored_faces,
+            "not_learned": self.not_learned(),
             "classifier_accuracy": float(self.accuracies.mean()),
             "classifier_accuracies": dict(zip(self.attributes, self.accuracies.tolist(), strict=True)),
             "mean_leakage": {name: float(mean.value.mean()) for name, mean in means.items()},

@@ -1,9 +1,11 @@
 // Faces moved along attributes, dose-response curves, leakage; helpers are those of latentlab/report/page.js.
 function faces(section) {
+  if (section.photo) return ownPhoto(section.photo);
   const { strengths, names } = section, zero = strengths.indexOf(0);
   const state = { face: 0, name: names[0], at: zero, other: "", otherAt: zero };
   const moved = picture("moved", "face"), original = picture("original", "face");
   const dose = el("div"), told = el("output", {}), verdict = el("p", {});
+  const missing = new Set(section.notLearned);
   let curve = null;
 
   const draw = () => {
@@ -19,8 +21,10 @@ function faces(section) {
     moved.canvas.setAttribute("aria-label", `face ${state.face + 1}, ${told.textContent}`);
     curve?.mark(state.at);
     const row = section.dose[state.name];
-    verdict.textContent = row ? `An independent classifier finds ${words(state.name)} in ${percent(row.reached[state.at])} of `
-      + `${section.faces} faces at ${signed(strengths[state.at])} (95 % interval ${percent(row.low[state.at])} to ${percent(row.high[state.at])}).` : "";
+    const worth = row?.accuracy ? `, right about it in ${percent(row.accuracy)} of faces that were not edited,` : "";
+    verdict.textContent = row ? `An independent classifier${worth} finds ${words(state.name)} in ${percent(row.reached[state.at])} of `
+      + `${section.faces} faces at ${signed(strengths[state.at])} (95 % interval ${percent(row.low[state.at])} to ${percent(row.high[state.at])}).`
+      + (missing.has(state.name) ? " The model has not learned this attribute." : "") : "";
   };
   const change = () => {
     const row = section.dose[state.name];
@@ -39,7 +43,7 @@ function faces(section) {
   const word = (index) => signed(strengths[index]);
   const one = slider("strength", strengths.length, zero, (at) => { state.at = at; draw(); }, word);
   const otherSlider = slider("second strength", strengths.length, zero, (at) => { state.otherAt = at; draw(); }, word);
-  const first = select("attribute", names.map((name) => [name, words(name)]), (name) => { state.name = name; change(); });
+  const first = select("attribute", names.map((name) => [name, words(name) + (missing.has(name) ? " (not learned)" : "")]), (name) => { state.name = name; change(); });
   const second = select("second attribute", [["", "none"]], (name) => {
     state.other = name;
     otherSlider.box.hidden = !name;
@@ -57,10 +61,46 @@ function faces(section) {
     choice("face", thumbs, (index) => { state.face = index; draw(); }),
     el("div", { class: "controls" }, first.box, one.box, second.box, otherSlider.box),
     el("div", { class: "row" }, original.figure, el("figure", {}, moved.canvas, el("figcaption", {}, told)), el("div", { class: "beside" }, dose, verdict)),
+    ...(section.pretrained ? [el("p", {}, "The VAE was trained beforehand, by ", el("code", {}, section.pretrained), ".")] : []),
     ...leakage(section.leakage),
+    ...(section.estimators ? estimators(section.estimators) : []),
     el("h3", {}, "A face in 800 bytes"),
     table("", ["", "bytes", "PSNR, dB"], section.stored.map(({ name, bytes, psnr_decibels }) =>
       [name, significant(bytes, 4), significant(psnr_decibels, 3)])),
+  ];
+}
+
+function estimators({ rows, success, attributes, faces }) {
+  const kinds = { means: "difference of means", logistic: "logistic regression", svm: "SVM", lda: "LDA" };
+  const range = (value, digits) => value.some((end) => !Number.isFinite(end)) ? "–"
+    : `${value[0].toFixed(digits)} (${value[1].toFixed(digits)} to ${value[2].toFixed(digits)})`;
+  return [
+    el("h3", {}, "Which direction edits best"),
+    el("p", {}, `What an edit costs where ${percent(success)} of ${faces} faces show the attribute, mean over the ${attributes} attributes `
+      + "for which every estimator gets there; lower is better. 95 % intervals over faces."),
+    table("", ["estimator", "change of other attributes, points", "identity distance", "angle to means, raw", "standard error"],
+      rows.map(({ name, leakage, identity, angle, error }) => {
+        const [kind, variant] = name.split(" ");
+        return [`${kinds[kind] ?? kind}, ${variant}`, range(leakage, 1), range(identity, 2), `${angle.toFixed(0)}°`, error == null ? "–" : `${error.toFixed(1)}°`];
+      })),
+  ];
+}
+
+function ownPhoto({ face, strip, steps, edit, lines }) {
+  const photo = picture("photo", "face"), moved = picture("", "face"), told = el("output", {});
+  sprite(face).draw(photo.canvas, 0);
+  const draw = (at) => {
+    sprite(strip).draw(moved.canvas, at);
+    told.textContent = at ? `${percent(at / (steps - 1))} of ${words(edit)}` : "decoded";
+    moved.canvas.setAttribute("aria-label", told.textContent);
+  };
+  const share = slider("share of the edit", steps, steps - 1, draw, (at) => percent(at / (steps - 1)));
+  draw(steps - 1);
+  return [
+    el("p", {}, `A photo moved along the directions of attributes by ${words(edit)}.`),
+    ...lines.map((line) => el("p", {}, line)),
+    el("div", { class: "controls" }, share.box),
+    el("div", { class: "row" }, photo.figure, el("figure", {}, moved.canvas, el("figcaption", {}, told))),
   ];
 }
 

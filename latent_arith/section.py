@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from latent_arith.editor import describe_rarity
+from latent_arith.edits import read_edits
 from latentlab.report.values import flatten_grid, round_numbers, sprite, to_floats
 from latentlab.storage.run_directory import read_json, read_npz
 
@@ -31,13 +33,17 @@ def make_section(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: A file of the run is missing or damaged.
     """
-    pictures, directions, scores = (
-        read_npz(run_dir / f"{name}.npz") for name in ("figures", "directions", "scorecard")
-    )
+    pictures = read_npz(run_dir / "figures.npz")
+    if "photo" in pictures:
+        return {"photo": _photo(run_dir, pictures)}
+    directions, scores = (read_npz(run_dir / f"{name}.npz") for name in ("directions", "scorecard"))
     results = read_json(run_dir / "results.json")
     strengths, targets = scores["factors"].astype(float).tolist(), scores["targets"].tolist()
     curves = [scores[name].astype(float).tolist() for name in ("reached", "reached_low", "reached_high")]
+    accuracies = results["scorecard"]["classifier_accuracies"]
     section = {
+        "notLearned": results["scorecard"].get("not_learned", []),
+        "pretrained": results.get("weights", {}).get("command"),
         "names": directions["names"].tolist(),
         "strengths": strengths,
         "shown": len(pictures["edit_originals"]),
@@ -46,16 +52,46 @@ def make_section(run_dir: Path) -> dict[str, Any]:
         "scale": SCALES[results["scorecard"]["scale"]],
         "faces": int(results["scorecard"]["faces"]),
         "dose": {
-            name: {"reached": value, "low": low, "high": high}
+            name: {"reached": value, "low": low, "high": high, "accuracy": accuracies.get(name)}
             for name, value, low, high in zip(targets, *curves, strict=True)
         },
         "leakage": _leakage(scores),
         "stored": [{"name": name, **to_floats(results["face_in_800_bytes"][key])} for key, name in STORED.items()],
     }
+    if (run_dir / "estimators.npz").exists():
+        section["estimators"] = _estimators(results["estimators"])
     if "pair" in pictures:
         of_faces = [sprite(flatten_grid(both), len(strengths)) for both in pictures["pair_edits"]]
         section["pair"] = {"names": pictures["pair"].tolist(), "sprites": of_faces}
     return section
+
+
+def _estimators(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an edit costs at the same success, by estimator of the direction."""
+    rows = [
+        {
+            "name": name,
+            "leakage": row["leakage_at_success"],
+            "identity": row["identity_at_success"],
+            "angle": row["angle_to_raw_means_degrees"],
+            "error": row["standard_error_degrees"],
+        }
+        for name, row in found["estimators"].items()
+    ]
+    return {"rows": rows, "success": found["success"], "attributes": len(found["attributes"]), "faces": found["faces"]}
+
+
+def _photo(run_dir: Path, pictures: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return a photo that was edited: its face, the strip, and what was measured of it."""
+    (edit, *_) = read_edits(run_dir / "edit.npz")
+    found = read_json(run_dir / "results.json")["photo"]
+    return {
+        "face": sprite(pictures["photo"][None]),
+        "strip": sprite(pictures["photo_strip"]),
+        "steps": len(pictures["photo_strip"]),
+        "edit": edit.attribute,
+        "lines": [f"{found['image']}: {', '.join(found['notes']) or 'cut as asked'}.", *describe_rarity(found)],
+    }
 
 
 def _leakage(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:

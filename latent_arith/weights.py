@@ -25,6 +25,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from latent_arith.config import AUTO, PACKAGED
 from latent_arith.model import IMAGE_SHAPE, FaceVae
 from latentlab.errors import UserError
 from latentlab.model import LatentVariableModel, Variables, select_network_variables
@@ -36,6 +37,8 @@ from latentlab.training.state import TrainState, init_state
 from vae.model import SLOPE
 
 WEIGHTS = "weights.npz"
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""A run of painted faces, without what can be made anew of it; `about.json` says how it was made."""
 CHECKPOINTS = Path("checkpoints", "face_vae")
 HEADS = ("mu", "log_var")
 VARIANCE = re.compile(r"var|sigma|std", re.I)
@@ -56,6 +59,11 @@ OTHER_LAYERS = {
 }  # fmt: skip
 """Layers of Keras's that would change the numbers."""
 TRANSPOSED = re.compile(r"conv_t_?\d|transpose")
+
+
+def locate(weights: str) -> Path:
+    """Return where weights are that a configuration names: the package's own, or a path."""
+    return PRETRAINED if weights in (AUTO, PACKAGED) else Path(weights)
 
 
 def save(path: Path, model: LatentVariableModel, variables: Variables) -> None:

@@ -1,21 +1,61 @@
-"""Pixels of image files as TensorFlow decodes them.
+"""Pixels of image files, as a person sees them or as TensorFlow decodes them.
 
 `tf.image.decode_image` decodes JPEGs with libjpeg's fast integer cosine transform, Pillow with the accurate one. Their
 pixels differ by about 1 grey level on average and by 20 and more at most, which moves the results of attacks.
 """
 
 import io
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from latentlab.config import Decoder
+from latentlab.errors import UserError, first_line
+from latentlab.storage import limits
+
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP")
+"""What TensorFlow decodes; Pillow decodes TIFF too."""
+SHORTEST_SIDE = 32  # pixels
 BYTE = 8
 GREY_LEVELS, SIXTEEN_BITS = 2**8 - 1, 2**16 - 1
 TURNED = range(2, 9)  # EXIF orientations other than upright
 KINDS = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "palette", "PA": "palette"}
 """Pillow's modes, by what a person calls them; others are called as Pillow does."""
+
+
+def read_pixels(path: Path, decoder: Decoder = "pillow") -> tuple[UInt8[np.ndarray, "h w 3"], list[str]]:
+    """Return the pixels of a photo in 8-bit RGB, and what had to be done for that.
+
+    With Pillow it is as a person sees it (`make_upright_rgb`), else as TensorFlow decodes it.
+
+    Raises:
+        UserError: The file cannot be read, is damaged or of another format, or its sides are not within the limits.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    with file:
+        if not path.stat().st_size:
+            raise UserError(f"{path}: is empty, expected a photo")
+        formats = FORMATS if decoder == "tensorflow" else (*FORMATS, "TIFF")
+        try:
+            image = Image.open(file, formats=formats)
+            _check_sides(path, image)
+            rgb, notes = _read_as_tensorflow(path, image) if decoder == "tensorflow" else make_upright_rgb(image)
+            return np.asarray(rgb), notes
+        except UserError:
+            raise
+        except Image.UnidentifiedImageError as error:
+            raise UserError(f"{path}: is no photo, expected one of {', '.join(formats)}") from error
+        except Image.DecompressionBombError as error:
+            raise UserError(
+                f"{path}: is too large, expected at most {limits.MOST_PIXELS // 10**6} megapixels"
+            ) from error
+        except Exception as error:  # Pillow's readers raise many types for damaged files
+            raise UserError(f"{path}: is damaged or of a kind that cannot be read ({first_line(error)})") from error
 
 
 def decode_as_tensorflow(content: bytes) -> UInt8[np.ndarray, "h w 3"]:
@@ -90,3 +130,25 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if levels.min() < 0 or levels.max() > SIXTEEN_BITS:
         raise ValueError(f"grey levels from {levels.min()} to {levels.max()}, expected 0 to {SIXTEEN_BITS}")
     return Image.fromarray(np.rint(levels * (GREY_LEVELS / SIXTEEN_BITS)).astype(np.uint8))
+
+
+def _check_sides(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if min(width, height) < SHORTEST_SIDE:
+        raise UserError(f"{path}: {width}×{height} pixels, expected at least {SHORTEST_SIDE} on either side")
+    try:
+        limits.check_pixels(width, height)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read_as_tensorflow(path: Path, image: Image.Image) -> tuple[UInt8[np.ndarray, "h w 3"], list[str]]:
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        notes.append(f"the first of {frames} frames")
+    if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
+        notes.append("not turned upright, as TensorFlow has it")
+    if image.has_transparency_data:
+        notes.append("transparency dropped, as TensorFlow has it")
+    return decode_as_tensorflow(path.read_bytes()), notes

@@ -10,8 +10,9 @@ The metrics that count or classify want discrete factors: `discretize` divides c
 where it is used, because its import takes long.
 """
 
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -133,11 +134,13 @@ def fit_lasso(
 
     Both are standardised by the training set; the penalty is 0.01 Σ |coefficients|.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import Lasso
 
     means, deviations = codes.mean(axis=0), codes.std(axis=0)
     scale = np.where(deviations > 0, deviations, 1)
-    model = Lasso(0.01, max_iter=10_000).fit((codes - means) / scale, (factor - factor.mean()) / (factor.std() or 1))
+    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # where images are fewer than codes
+        model = Lasso(0.01).fit((codes - means) / scale, (factor - factor.mean()) / (factor.std() or 1))
     score = model.score((test_codes - means) / scale, (test_factor - factor.mean()) / (factor.std() or 1))
     return np.abs(model.coef_), max(0.0, float(score))
 
@@ -163,14 +166,13 @@ def explicitness(train: Part, test: Part) -> float:
 
     Ridgeway & Mozer 2018. Codes are standardised by the training set's mean and standard deviation. Chance is 0.5.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
     mean, deviation = train.codes.mean(axis=0), train.codes.std(axis=0)
     scaled, tested = ((part.codes - mean) / np.where(deviation > 0, deviation, 1) for part in (train, test))
     areas = []
     for factor, expected in zip(train.factors.T, test.factors.T, strict=True):
-        model = LogisticRegression(max_iter=1000).fit(scaled, factor)
+        model = _fit_logistic(scaled, factor)
         present = [value for value in model.classes_ if 0 < np.mean(expected == value) < 1]
         probabilities = model.predict_proba(tested)[:, np.isin(model.classes_, present)]
         areas.append(roc_auc_score(expected[:, None] == np.asarray(present), probabilities))
@@ -220,12 +222,10 @@ def beta_vae_score(
     Higgins et al. 2017. A group is `size` pairs of images that share one factor, with other values in every pair; what
     the classifier sees is the mean over pairs of |code - code'|. The score is its accuracy on `test_groups` others.
     """
-    from sklearn.linear_model import LogisticRegression
-
     generator = np.random.default_rng(seed)
     fixed, codes = _encode_groups(encode, draw_factors, generator, groups + test_groups, size, pairs=True)
     distances = np.abs(codes[:, :size] - codes[:, size:]).mean(axis=1)
-    model = LogisticRegression(max_iter=1000).fit(distances[:groups], fixed[:groups])
+    model = _fit_logistic(distances[:groups], fixed[:groups])
     return float(np.mean(model.predict(distances[groups:]) == fixed[groups:]))
 
 
@@ -284,6 +284,15 @@ def _svm_accuracies(train: Part, test: Part) -> Float[np.ndarray, "codes factors
             for code, tested in zip(train.codes.T, test.codes.T, strict=True)
         ]
     )
+
+
+def _fit_logistic(codes: Codes, classes: np.ndarray) -> Any:
+    """Return a logistic regression after at most 100 iterations, with which disentanglement_lib makes do too."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):
+        return LogisticRegression(max_iter=100).fit(codes, classes)
 
 
 def _entropies(columns: Float[np.ndarray, "rows columns"], base: int) -> Float[np.ndarray, " columns"]:

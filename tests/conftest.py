@@ -39,6 +39,9 @@ FEW_FACES = {
     "classifier-images": 64,
     "classifier-epochs": 1,
     "scored-faces": 3,
+    "compared-faces": 2,
+    "bootstrap-resamples": 1,
+    "metric-groups": 4,
 }
 SMALL_FACES = [argument for name, value in FEW_FACES.items() for argument in (f"--{name}", str(value))]
 

@@ -3,7 +3,7 @@
 | part | synthetic | others |
 | --- | --- | --- |
 | training: network and directions | images 0, 1, … of the seed | what the other parts leave |
-| held out: edited and scored | those after them | by a permutation from the seed |
+| held out: edited and scored | images 2²⁹, … of the seed | by a permutation from the seed |
 | classifier: trains the judge of the scorecard | others, drawn with correlation 0 | by the same permutation |
 
 The classifier's synthetic faces are drawn without correlation, so that it cannot take one attribute for another. A new
@@ -33,7 +33,8 @@ PAINTED_AT_ONCE = 512
 ENCODED_AT_ONCE = 2000
 COMPONENTS = 10
 """Principal components that stand for attributes where there are none."""
-CLASSIFIER_FROM = 2**30  # index of the classifier's first synthetic face, beyond all others
+HELD_OUT_FROM, CLASSIFIER_FROM = 2**29, 2**30
+"""Index of the first held-out face and of the classifier's, beyond all of training."""
 
 
 class LabeledFaces(NamedTuple):
@@ -156,17 +157,18 @@ def open_synthetic(argument: str, config: LatentArithConfig) -> FaceData:
     """Paint faces."""
     if argument:
         raise UserError(f"data source {config.data!r}: expected 'synthetic' alone")
-    count = config.synthetic_images + config.held_out_images
+    count, end = config.synthetic_images + config.held_out_images, config.synthetic_images
     key = jax.random.key(config.seed)
-    faces = paint(key, np.arange(count), config.correlation, config.size, "painting faces")
+    indices = np.concatenate([np.arange(end), HELD_OUT_FROM + np.arange(config.held_out_images)])
+    faces = paint(key, indices, config.correlation, config.size, "painting faces")
     others = CLASSIFIER_FROM + np.arange(config.classifier_images)
     classifier = paint(key, others, 0.0, config.size, "painting more for the classifier")
-    ids = tuple(f"{config.seed}-{index:06d}" for index in range(count))
+    ids = tuple(f"{config.seed}-{index:06d}" for index in indices)
     return FaceData(
         faces.images,
         Table(ids, synthetic_faces.ATTRIBUTES, faces.attributes),
-        np.arange(config.synthetic_images),
-        np.arange(config.synthetic_images, count),
+        np.arange(end),
+        np.arange(end, count),
         classifier,
         synthetic_faces.Factors._fields,
         {"source": "synthetic", "images": count, "correlation": config.correlation, "seed": config.seed},

@@ -39,6 +39,10 @@ def edit(name: str = "000123.jpg") -> Edit:
     return Edit(name, start, end, attribute="Wearing_Hat")
 
 
+NEWER = ("estimators", "components")
+"""Figures that runs of older versions lack."""
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path, n = tmp_path_factory.mktemp("runs") / "one" / "two", len(NAMES)
@@ -54,7 +58,14 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lerp=faces(9),
         slerp=faces(9),
         interpolation_ends=faces(2),
+        components=faces(2, 9),
     )
+    kinds, curves = ["means raw", "svm raw", "means balanced", "svm balanced"], {}
+    for name in ("success", "leakage", "identity"):
+        curves[f"mean_{name}"] = np.sort(GENERATOR.uniform(size=(4, 6)))
+    np.savez(path / "estimators.npz", names=np.asarray(kinds), mean_cosines=np.eye(4), **curves)
+    factors, correlations = np.asarray(["hair_$x", "smile"]), np.asarray([[0.9, 0.1], [0.2, 0.5]])
+    np.savez(path / "components.npz", factors=factors, correlations=correlations, explained=np.asarray([0.5, 0.2]))
     spread = {"distances": np.ones(n), "standard_error_degrees": np.asarray([1.25, np.inf, 3.0])}
     np.savez(
         path / "directions.npz", names=np.asarray(NAMES), vectors=unit(n), raw=unit(n), orthogonal=unit(n), **spread
@@ -97,11 +108,44 @@ def test_a_missing_file_is_named(name: str, run_dir: Path, tmp_path: Path) -> No
     assert not (tmp_path / "figures").exists()
 
 
+def test_a_run_of_an_older_version_has_no_estimators_and_no_components(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "save", lambda path, make: path)
+    for name in FILES:
+        shutil.copy(run_dir / name, tmp_path)
+    drawn = {path.stem for path in figures.draw(tmp_path)}
+    assert "cosines" in drawn and not {"estimators", "components"} & drawn
+
+
+def test_curves_of_estimators_and_captions_of_components(run_dir: Path) -> None:
+    with np.load(run_dir / "estimators.npz") as stored:
+        drawn = figures.estimators(dict(stored))
+    left, right, angles = drawn.axes
+    with np.load(run_dir / "estimators.npz") as stored:
+        for axes, cost in ((left, "mean_leakage"), (right, "mean_identity")):
+            for line, success, value in zip(axes.lines, stored["mean_success"], stored[cost], strict=True):
+                np.testing.assert_allclose(line.get_xydata().T, [100 * success, value])
+    labels = [text.get_text() for text in left.get_legend().get_texts()]
+    assert labels == ["difference of means, raw", "SVM, raw", "difference of means, balanced", "SVM, balanced"]
+    assert len(angles.texts) == 16
+    with np.load(run_dir / "components.npz") as stored:
+        drawn = figures.traverse_components(dict(stored), faces(2, 9), FACTORS)
+    texts = [text.get_text() for text in drawn.axes[0].texts]
+    assert "1: hair \\$x\nr = 0.90, 50.0% of variance" in texts and "2: smile\nr = 0.50, 20.0% of variance" in texts
+
+
+def test_a_photo_has_its_strip_and_nothing_else(tmp_path: Path) -> None:
+    np.savez(tmp_path / "figures.npz", photo=faces(1)[0], photo_strip=faces(5))
+    write_edits(tmp_path / "edit.npz", [edit()])
+    assert [path.name for path in figures.draw(tmp_path)] == ["photo.png"]
+
+
 def test_given_weights_have_no_losses(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "save", lambda path, make: path)
     for name in FILES:
         shutil.copy(run_dir / name, tmp_path)
-    assert {path.stem for path in figures.draw(tmp_path)} >= set(figures.NAMES_OF_FIGURES) - {"losses"}
+    assert {path.stem for path in figures.draw(tmp_path)} >= set(figures.NAMES_OF_FIGURES) - {*NEWER, "losses"}
     assert tmp_path / "figures" / "losses.png" not in figures.draw(tmp_path)
 
 

@@ -129,9 +129,16 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     np.testing.assert_allclose(np.mean(estimate.high - estimate.low), 2 * 1.96 * np.sqrt(0.3 * 0.7 / 60), rtol=0.05)
 
 
+def test_a_share_of_none_or_all_has_an_interval() -> None:
+    found = np.stack([np.zeros((60, 1)), np.ones((60, 1))])[None].astype(np.float32)
+    estimate = scorecard.success_rate(found, np.array([0]))
+    np.testing.assert_allclose(estimate.low, [[0, 1 - 0.0602]], atol=1e-4)  # 1.96² / (60 + 1.96²)
+    np.testing.assert_allclose(estimate.high, [[0.0602, 1]], atol=1e-4)
+
+
 def test_intervals_repeat_with_the_seed_and_differ_without() -> None:
-    found = np.random.default_rng(0).random((1, 9, 60, 1)).astype(np.float32)
-    one, same, other = (scorecard.success_rate(found, np.array([0]), seed) for seed in (0, 0, 1))
+    changes = np.random.default_rng(0).random((60, 1, 9))
+    one, same, other = (scorecard.measure_leakage(changes, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.any(one.low != other.low) and np.all(one.value == other.value)
 
