@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Float, Int, Int8
 
 from latent_arith import scorecard
 from latent_arith.directions import inverse_propensity_weights
@@ -21,8 +21,10 @@ from latent_arith.scorecard import Estimate, average_absolute, estimate, resampl
 from latent_arith.scoring import Judge
 from latentlab.errors import UserError
 
-STRENGTHS = np.asarray([0, 1, 2, 3, 4, 6], np.float32)
+STRENGTHS = np.asarray([0, 1, 2, 3, 5, 8, 12], np.float32)
 """How far faces are moved, in standard deviations of the latents along the direction."""
+FIRST = "means_raw"
+"""The estimator that all are compared with, in names of results."""
 SUCCESS = 0.8
 """Share of the faces that must have the attribute where costs are compared."""
 
@@ -69,16 +71,20 @@ class Comparison:
         means = np.stack([getattr(scores, score).mean(axis=1) for scores in self.scores], axis=1)
         return estimate(means)
 
-    def cost(self, score: str, level: float = SUCCESS) -> Estimate:
-        """Return `leakage` or `identity` where success reaches a level, mean over `comparable` targets, (E,)."""
-        costs = np.stack([cost_at(scores.success, getattr(scores, score), level) for scores in self.scores], axis=1)
-        costs = costs[:, :, self.comparable(level)]
-        counts = np.isfinite(costs).sum(axis=2)
-        return estimate(np.where(counts > 0, np.nansum(costs, axis=2) / np.maximum(counts, 1), np.nan))
+    def cost(self, score: str, level: float = SUCCESS) -> tuple[Estimate, Estimate]:
+        """Return `leakage` or `identity` where success reaches a level, by estimator, and that of the first estimator.
 
-    def comparable(self, level: float = SUCCESS) -> Bool[np.ndarray, " targets"]:
-        """Return the targets for which every estimator reaches a level of success."""
-        return np.min([scores.success[0].max(axis=1) for scores in self.scores], axis=0) >= level
+        Both are means over the targets that the estimator and the first one bring to that level; NaN where there is
+        none.
+        """
+        costs = np.stack([cost_at(scores.success, getattr(scores, score), level) for scores in self.scores], axis=1)
+        kept = np.isfinite(costs[0]) & np.isfinite(costs[0, 0])
+        own, first = (_mean_of_finite(np.where(kept, part, np.nan)) for part in (costs, costs[:, :1]))
+        return estimate(own), estimate(first)
+
+    def count_reached(self, level: float = SUCCESS) -> Int[np.ndarray, " estimators"]:
+        """Return for how many targets every estimator reaches a level of success."""
+        return np.stack([(scores.success[0].max(axis=1) >= level).sum() for scores in self.scores])
 
     def mean_cosines(self) -> Float[np.ndarray, "estimators estimators"]:
         """Return the cosine between the directions of every pair of estimators, mean over targets."""
@@ -104,22 +110,22 @@ class Comparison:
     def describe(self) -> dict[str, Any]:
         """Return what `results.json` says of it: means over attributes, and each attribute where costs are compared."""
         costs = {name: self.cost(name) for name in ("leakage", "identity")}
-        comparable = self.comparable()
         angles = np.degrees(np.arccos(np.clip(np.einsum("etd,td->et", self.vectors, self.vectors[0]), -1, 1)))
+        errors = self.standard_error_degrees
         return {
             "images": self.images,
             "faces": self.faces,
             "success": SUCCESS,
-            "attributes": [name for name, keep in zip(self.targets, comparable, strict=True) if keep],
+            "attributes": len(self.targets),
             "estimators": {
                 name: {
-                    **{f"{score}_at_success": [float(part[row]) for part in cost] for score, cost in costs.items()},
-                    "angle_to_raw_means_degrees": float(angles[row].mean()),
-                    "standard_error_degrees": float(np.nanmean(self.standard_error_degrees[row]))
-                    if np.isfinite(self.standard_error_degrees[row]).any()
-                    else None,
+                    "reached": int(reached),
+                    **{f"{score}_at_success": [float(part[row]) for part in own] for score, (own, _) in costs.items()},
+                    **{f"{score}_of_{FIRST}": float(first.value[row]) for score, (_, first) in costs.items()},
+                    "angle_degrees": float(angles[row].mean()),
+                    "standard_error_degrees": float(errors[row].mean()) if np.isfinite(errors[row]).all() else None,
                 }
-                for row, name in enumerate(self.names)
+                for row, (name, reached) in enumerate(zip(self.names, self.count_reached(), strict=True))
             },
         }
 
@@ -200,6 +206,11 @@ def cost_at(success: np.ndarray, cost: np.ndarray, level: float) -> np.ndarray:
     share = np.where(high > low, (level - low) / np.where(high > low, high - low, 1), 1)
     start, end = (np.take_along_axis(cost, index, -1) for index in (before, at))
     return np.where(reached.any(axis=-1), (start + np.where(at > 0, share, 0) * (end - start))[..., 0], np.nan)
+
+
+def _mean_of_finite(values: Float[np.ndarray, "rows estimators targets"]) -> Float[np.ndarray, "rows estimators"]:
+    counts = np.isfinite(values).sum(axis=2)
+    return np.where(counts > 0, np.nansum(values, axis=2) / np.maximum(counts, 1), np.nan)
 
 
 def _score(judge: Judge, targets: np.ndarray, seen: np.ndarray, factors: np.ndarray) -> Scores:

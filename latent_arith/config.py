@@ -102,8 +102,6 @@ class LatentArithConfig:
     """Held-out faces that are moved along the direction of every estimator."""
     bootstrap_resamples: int = 20
     """Resamples of the images for the standard error of every estimator's directions; 0 for none."""
-    metric_groups: int = 800
-    """Groups of 16 images that share a factor, for the scores of FactorVAE and β-VAE, where faces are painted."""
 
     image: str = ""
     """A photo to edit with the model and the directions of the run that weights names, instead of all else."""
@@ -181,7 +179,6 @@ DEMO = replace(
     compared_images=4000,
     compared_faces=20,
     bootstrap_resamples=5,
-    metric_groups=150,
 )
 QUICK = replace(
     DEMO,
@@ -196,6 +193,5 @@ QUICK = replace(
     compared_images=300,
     compared_faces=2,
     bootstrap_resamples=1,
-    metric_groups=8,
 )
 PRESETS = {"quick": QUICK, "demo": DEMO, "original": ORIGINAL}

@@ -133,7 +133,7 @@ def run(
     log("latent-arith: principal components and disentanglement")
     known, factors = known_factors(data, encode)
     components = find_components(train_latents, known, factors)
-    disentanglement = measure_disentanglement(data, encode, known, config.metric_groups, config.seed)
+    disentanglement = measure_disentanglement(known, bool(data.factors), config.seed)
     compared = data.source[data.held_out[: config.scored_faces]]
     population = measure_population(train_latents, latents, compared, decode)
     pictures["components"] = move_along_components(decode, latents[0], components)

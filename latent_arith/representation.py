@@ -1,19 +1,16 @@
 """What the latent space is like without labels: its principal components, and how disentangled its dimensions are.
 
 Both are measured against the true factors, on faces painted without correlation that the VAE has not seen. Where none
-are known (photos), attributes of held-out images stand for factors, and the two scores that need new images with one
-factor held fixed, FactorVAE's and β-VAE's, are left out.
+are known (photos), attributes of held-out images stand for factors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
-from latent_arith.datasets import synthetic_faces
 from latent_arith.datasets.face_data import FaceData
 from latent_arith.model import Encode
 from latentlab import disentanglement
@@ -23,8 +20,10 @@ COMPONENTS = 10
 """Principal components that are shown."""
 CLASSES = 4
 """Classes of equal width that a continuous factor is divided into for metrics that count or classify."""
-GROUP = 16
-"""Images that share a factor, in the scores of FactorVAE and β-VAE."""
+GROUPS, GROUP = 3000, 16
+"""Groups that train the scores of FactorVAE and β-VAE (half as many judge), and images or pairs in each."""
+UNUSED = 0.05
+"""Variance of the posterior means up to which a latent dimension counts as one that the encoder does not use."""
 
 Latents = Float[np.ndarray, "n latent"]
 
@@ -107,20 +106,18 @@ def known_factors(data: FaceData, encode: Encode) -> tuple[Part, tuple[str, ...]
     return Part(encode(data.source[data.held_out]), data.table.values[data.held_out]), data.table.names
 
 
-def measure_disentanglement(data: FaceData, encode: Encode, known: Part, groups: int, seed: int) -> dict[str, float]:
+def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> dict[str, float]:
     """Return the scores of `latentlab.disentanglement`, factors in 4 classes where a metric wants classes.
 
     Factors that do not vary are left out, and so are scores that one code or one factor does not have.
 
     Args:
-        data: Images, of which those with known factors can be painted anew.
-        encode: Pixels to posterior means.
         known: From `known_factors`; the last third of it is the test set.
-        groups: Groups of 16 images that share a factor, for FactorVAE's and β-VAE's scores; half as many more judge.
-        seed: Of their factors.
+        is_continuous: Whether factors are continuous, and not attributes.
+        seed: Of the groups of FactorVAE's and β-VAE's scores, which are matched among the images.
     """
     end = len(known.codes) - len(known.codes) // 3
-    classes = disentanglement.discretize(known.factors, CLASSES) if data.factors else known.factors.astype(np.int64)
+    classes = disentanglement.discretize(known.factors, CLASSES) if is_continuous else known.factors.astype(np.int64)
     varying = np.ptp(classes[:end], axis=0).astype(bool) & np.ptp(classes[end:], axis=0).astype(bool)
     rows = slice(end), slice(end, None)
     train, test = (Part(known.codes[part], known.factors[part][:, varying]) for part in rows)
@@ -134,26 +131,14 @@ def measure_disentanglement(data: FaceData, encode: Encode, known: Part, groups:
     if varying.sum() > 1:
         scores["modularity"] = disentanglement.modularity(*discrete[0])
     scores["explicitness"] = disentanglement.explicitness(*discrete)
-    if data.factors:
-        encode_factors, test_groups = make_encode_factors(encode, data.classifier.images.shape[1]), -(-groups // 2)
-        options: dict[str, Any] = {"seed": seed, "groups": groups, "test_groups": test_groups, "size": GROUP}
-        score = disentanglement.factor_vae_score(encode_factors, draw_factors, variance_images=2 * groups, **options)
-        scores["factor_vae_score"] = score
-        scores["beta_vae_score"] = disentanglement.beta_vae_score(encode_factors, draw_factors, **options)
+    alone, pairs = (
+        tuple(
+            disentanglement.match_groups(part, count, GROUP, is_pairs, seed + row)
+            for row, (part, count) in enumerate(((train, GROUPS), (test, GROUPS // 2)))
+        )
+        for is_pairs in (False, True)
+    )
+    variances = train.codes.var(axis=0)
+    scores["factor_vae_score"] = disentanglement.factor_vae_score(alone[0], alone[1], variances, UNUSED)
+    scores["beta_vae_score"] = disentanglement.beta_vae_score(pairs[0], pairs[1])
     return scores
-
-
-def make_encode_factors(encode: Encode, size: int) -> Callable[[np.ndarray], Latents]:
-    """Return a function from factors (n, F) to latents of the faces that are painted from them."""
-
-    def encode_factors(factors: np.ndarray) -> Latents:
-        parts = np.array_split(factors.astype(np.float32), max(1, len(factors) // 1000))
-        return np.concatenate([encode(synthetic_faces.render_faces(part, size)) for part in parts])
-
-    return encode_factors
-
-
-def draw_factors(generator: np.random.Generator, n: int) -> Float[np.ndarray, "n factors"]:
-    """Draw factors of faces without correlation."""
-    key = jax.random.key(int(generator.integers(2**31)))
-    return np.stack(synthetic_faces.draw_factors(key, np.arange(n), 0.0), axis=1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from latent_arith.comparison import FIRST
 from latent_arith.editor import describe_rarity
 from latent_arith.edits import read_edits
 from latentlab.report.values import flatten_grid, round_numbers, sprite, to_floats
@@ -68,17 +69,17 @@ def make_section(run_dir: Path) -> dict[str, Any]:
 
 def _estimators(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an edit costs at the same success, by estimator of the direction."""
-    rows = [
-        {
-            "name": name,
-            "leakage": row["leakage_at_success"],
-            "identity": row["identity_at_success"],
-            "angle": row["angle_to_raw_means_degrees"],
-            "error": row["standard_error_degrees"],
-        }
-        for name, row in found["estimators"].items()
-    ]
-    return {"rows": rows, "success": found["success"], "attributes": len(found["attributes"]), "faces": found["faces"]}
+    names = {
+        "reached": "reached",
+        "leakage": "leakage_at_success",
+        "identity": "identity_at_success",
+        "leakageOfFirst": f"leakage_of_{FIRST}",
+        "identityOfFirst": f"identity_of_{FIRST}",
+        "angle": "angle_degrees",
+        "error": "standard_error_degrees",
+    }
+    rows = [{"name": name, **{to: row[key] for to, key in names.items()}} for name, row in found["estimators"].items()]
+    return {"rows": rows, **{name: found[name] for name in ("success", "attributes", "faces")}}
 
 
 def _photo(run_dir: Path, pictures: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -179,54 +179,96 @@ def explicitness(train: Part, test: Part) -> float:
     return float(np.mean(areas))
 
 
+class Groups(NamedTuple):
+    """Codes of groups of images that share one factor each; of pairs, image i shares it with image `size` + i alone."""
+
+    fixed: Int[np.ndarray, " groups"]
+    codes: Float[np.ndarray, "groups images codes"]
+
+
+def sample_groups(
+    encode: Encode, draw_factors: DrawFactors, groups: int, size: int = 64, pairs: bool = False, seed: int = 0
+) -> Groups:
+    """Return groups of new images: all factors are drawn at random but one, which the images of a group share.
+
+    Args:
+        encode: Factors to codes.
+        draw_factors: Draws independent factors.
+        groups: Number of groups.
+        size: Images in a group, or pairs.
+        pairs: Let the two images of a pair share the factor, which every pair has a value of its own of.
+        seed: Of all that is drawn.
+    """
+    generator, images = np.random.default_rng(seed), 2 * size if pairs else size
+    factors = draw_factors(generator, groups * images).reshape(groups, images, -1)
+    fixed = generator.integers(factors.shape[2], size=groups)
+    for group, index in enumerate(fixed):
+        factors[group, -size:, index] = factors[group, :size, index] if pairs else factors[group, 0, index]
+    codes = encode(factors.reshape(groups * images, -1))
+    return Groups(fixed, codes.reshape(groups, images, -1))
+
+
+def match_groups(part: Part, groups: int, size: int = 16, pairs: bool = False, seed: int = 0) -> Groups:
+    """Return groups of images out of those whose factors are known: those of a group are neighbours in one factor.
+
+    What `sample_groups` does where no new images can be made, or would take too long. It wants many images, whose
+    factors are independent: of n images the neighbours differ by up to `size` / n of a factor's range.
+    """
+    generator, n = np.random.default_rng(seed), len(part.codes)
+    fixed = generator.integers(part.factors.shape[1], size=groups)
+    codes = []
+    for index in fixed:
+        order = np.lexsort((generator.random(n), part.factors[:, index]))
+        if pairs:
+            starts = generator.integers(n - 1, size=size)
+            rows = np.concatenate([order[starts], order[starts + 1]])
+        else:
+            start = generator.integers(max(1, n - size + 1))
+            rows = order[start : start + size]
+        codes.append(part.codes[rows])
+    return Groups(fixed, np.stack(codes))
+
+
 def factor_vae_score(
-    encode: Encode,
-    draw_factors: DrawFactors,
-    *,
-    seed: int = 0,
-    groups: int = 800,
-    test_groups: int = 400,
-    size: int = 64,
-    variance_images: int = 2000,
+    train: Groups, test: Groups, variances: Float[np.ndarray, " codes"], threshold: float = 0.0
 ) -> float:
     """Return how well the code of least variance tells which factor was held fixed.
 
-    Kim & Mnih 2018, arXiv 1802.05983. A group is `size` images that share one factor; its vote goes to the code whose
-    variance in the group is the smallest part of its variance overall. Every code stands for the factor that most of
-    the first `groups` votes give it, and the score is the share of `test_groups` others for which that is right. Codes
-    that do not vary at all are left out; where none varies, the score is 0.
+    Kim & Mnih 2018, arXiv 1802.05983. A group's vote goes to the code whose variance in the group is the smallest part
+    of its variance overall. Every code stands for the factor that most votes of `train` give it, and the score is the
+    share of `test` for which that is right.
+
+    Args:
+        train: Groups, not pairs.
+        test: Others.
+        variances: Of every code over all images. Codes of at most `threshold` are left out; if none is left, the score
+            is 0.
+        threshold: Variance up to which a code counts as one that the encoder does not use.
     """
-    generator = np.random.default_rng(seed)
-    overall = encode(draw_factors(generator, variance_images)).var(axis=0, ddof=1)
-    active = overall > 0
+    active = variances > threshold
     if not active.any():
         return 0.0
-    fixed, codes = _encode_groups(encode, draw_factors, generator, groups + test_groups, size)
-    votes = np.argmin(codes.var(axis=1, ddof=1)[:, active] / overall[active], axis=1)
-    counts = np.zeros((int(active.sum()), fixed.max() + 1), int)
-    np.add.at(counts, (votes[:groups], fixed[:groups]), 1)
-    return float(np.mean(counts.argmax(axis=1)[votes[groups:]] == fixed[groups:]))
+    votes, expected = (
+        np.argmin(groups.codes.var(axis=1, ddof=1)[:, active] / variances[active], axis=1) for groups in (train, test)
+    )
+    counts = np.zeros((int(active.sum()), max(train.fixed.max(), test.fixed.max()) + 1), int)
+    np.add.at(counts, (votes, train.fixed), 1)
+    return float(np.mean(counts.argmax(axis=1)[expected] == test.fixed))
 
 
-def beta_vae_score(
-    encode: Encode,
-    draw_factors: DrawFactors,
-    *,
-    seed: int = 0,
-    groups: int = 800,
-    test_groups: int = 400,
-    size: int = 64,
-) -> float:
+def beta_vae_score(train: Groups, test: Groups) -> float:
     """Return how well a linear classifier tells which factor two images share, from how far apart their codes are.
 
-    Higgins et al. 2017. A group is `size` pairs of images that share one factor, with other values in every pair; what
-    the classifier sees is the mean over pairs of |code - code'|. The score is its accuracy on `test_groups` others.
+    Higgins et al. 2017. What it sees of a group of pairs is the mean over them of |code - code'|; the score is its
+    accuracy on `test`.
     """
-    generator = np.random.default_rng(seed)
-    fixed, codes = _encode_groups(encode, draw_factors, generator, groups + test_groups, size, pairs=True)
-    distances = np.abs(codes[:, :size] - codes[:, size:]).mean(axis=1)
-    model = _fit_logistic(distances[:groups], fixed[:groups])
-    return float(np.mean(model.predict(distances[groups:]) == fixed[groups:]))
+
+    def distances(groups: Groups) -> Float[np.ndarray, "groups codes"]:
+        first, second = np.split(groups.codes, 2, axis=1)
+        return np.abs(first - second).mean(axis=1)
+
+    model = _fit_logistic(distances(train), train.fixed)
+    return float(np.mean(model.predict(distances(test)) == test.fixed))
 
 
 def _information(first: Int[np.ndarray, "n a"], second: Int[np.ndarray, "n b"]) -> Float[np.ndarray, "a b"]:
@@ -242,20 +284,6 @@ def _one_hot(values: Int[np.ndarray, "n columns"]) -> tuple[np.ndarray, np.ndarr
     """Return a column of 0 and 1 for every value of every column, and at which of these each column starts."""
     blocks = [(column[:, None] == np.unique(column)).astype(np.float64) for column in values.T]
     return np.concatenate(blocks, axis=1), np.cumsum([0, *(block.shape[1] for block in blocks[:-1])])
-
-
-def _encode_groups(
-    encode: Encode, draw_factors: DrawFactors, generator: Generator, groups: int, size: int, pairs: bool = False
-) -> tuple[Int[np.ndarray, " groups"], Float[np.ndarray, "groups images codes"]]:
-    """Return which factor the images of every group share, and their codes; of pairs, each has a value of its own."""
-    images = 2 * size if pairs else size
-    factors = draw_factors(generator, groups * images).reshape(groups, images, -1)
-    fixed = generator.integers(factors.shape[2], size=groups)
-    for group, index in enumerate(fixed):
-        shared = factors[group, :size, index] if pairs else factors[group, 0, index]
-        factors[group, -size:, index] = shared
-    codes = encode(factors.reshape(groups * images, -1))
-    return fixed, codes.reshape(groups, images, -1)
 
 
 def _squared_correlations(codes: Codes, factors: Factors) -> Float[np.ndarray, "codes factors"]:

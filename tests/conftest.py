@@ -41,7 +41,6 @@ FEW_FACES = {
     "scored-faces": 3,
     "compared-faces": 2,
     "bootstrap-resamples": 1,
-    "metric-groups": 4,
 }
 SMALL_FACES = [argument for name, value in FEW_FACES.items() for argument in (f"--{name}", str(value))]
 

@@ -30,6 +30,11 @@ class VaeConfig:
     """Of products in training; default is the platform's own, and bf16 holds for activations too."""
     reconstruction: Literal["binary_cross_entropy", "squared_error"] = "binary_cross_entropy"
     """Reconstruction loss of the VAE, summed over pixels."""
+    objective: Literal["elbo", "tcvae", "iwae"] = "elbo"
+    """What the VAE is trained with: the evidence lower bound, with beta the loss of a β-VAE; β-TCVAE's, where beta
+    weighs the total correlation alone; or the importance-weighted bound of objective_samples."""
+    objective_samples: int = 5
+    """Posterior samples K per image of the objective iwae."""
     beta: float = 1.0
     """Weight of the VAE's KL term."""
     kl_warmup_epochs: int = 0
@@ -55,6 +60,14 @@ class VaeConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, {"beta": 0, "kl_warmup_epochs": 0, "free_bits": 0, "seed": 0, "prior_samples": 6})
+        if self.objective != "elbo" and self.free_bits:
+            raise UserError(f"free_bits is {self.free_bits:g}, which the objective {self.objective} does not have")
+        if self.objective == "iwae" and (self.beta != 1 or self.kl_warmup_epochs):
+            raise UserError("the objective iwae has no KL to weigh; leave out beta and kl_warmup_epochs")
+        if self.objective == "iwae" and self.reconstruction != "binary_cross_entropy":
+            raise UserError("the objective iwae is of a likelihood; expected reconstruction binary_cross_entropy")
+        if self.objective == "tcvae" and self.batch_size > self.train_images:
+            raise UserError(f"batch_size is {self.batch_size}, expected at most train_images, {self.train_images}")
         if self.epochs_per_checkpoint % self.epochs_per_dispatch:
             raise UserError(
                 f"epochs_per_checkpoint is {self.epochs_per_checkpoint}, expected a multiple of "

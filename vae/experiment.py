@@ -34,7 +34,7 @@ from latentlab.training.state import TrainState
 from vae import evaluate, figures
 from vae.config import VaeConfig
 from vae.measure import MANIFOLD_SIDE, PLANE_SIDE, measure
-from vae.model import IMAGE_SHAPE, Autoencoder, Vae
+from vae.model import IMAGE_SHAPE, Autoencoder, ImportanceWeightedVae, TotalCorrelationVae, Vae
 from vae.results import VaeResults
 
 LABELS = ("autoencoder", "vae")
@@ -73,6 +73,11 @@ def run(
         raise UserError(
             f"{data.source} has {len(data.test.images)} held-out images, expected more than {evaluate.NEIGHBOURS}, the "
             "neighbours that density and coverage go by"
+        )
+    if config.objective == "tcvae" and config.batch_size % parallel.device_count():
+        raise UserError(
+            f"batch_size is {config.batch_size}, expected a multiple of the {parallel.device_count()} devices with the "
+            "objective tcvae, whose loss an example of padding would change"
         )
     models = make_models(config, data.image_shape, model)
     metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
@@ -141,7 +146,12 @@ def make_models(
 
 def make_vae(config: VaeConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> Vae:
     """Return the VAE that a configuration names."""
-    return Vae(
+    kinds: dict[str, Callable[..., Vae]] = {
+        "elbo": Vae,
+        "tcvae": partial(TotalCorrelationVae, dataset_size=config.train_images),
+        "iwae": partial(ImportanceWeightedVae, samples=config.objective_samples),
+    }
+    return kinds[config.objective](
         config.latent_dim,
         image_shape,
         precision=config.precision,
@@ -154,13 +164,17 @@ def make_vae(config: VaeConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
 
 def make_schedule(config: VaeConfig) -> LoopSchedule:
     """Return how long to train."""
-    steps = -(-config.train_images // config.batch_size)
+    whole_batches = config.objective == "tcvae"  # whose loss an example of padding would change
+    steps = config.train_images // config.batch_size + (
+        0 if whole_batches else config.train_images % config.batch_size > 0
+    )
     return LoopSchedule(
         examples=config.train_images,
         batch_size=config.batch_size,
         epochs=config.epochs,
         steps_per_dispatch=resident_steps_per_dispatch(steps, config.epochs_per_dispatch, config.seeds),
         epochs_per_checkpoint=config.epochs_per_checkpoint,
+        drop_remainder=whole_batches,
     )
 
 

@@ -192,3 +192,63 @@ class Vae(Autoencoder):
         beta = losses.warm_up_beta(step, self.warmup_steps, self.beta)
         total = losses.negative_elbo(reconstruction, kl, beta, self.free_bits)
         return Loss(total, {"reconstruction": reconstruction, "kl": jnp.sum(kl, axis=-1)}, {})
+
+
+@dataclass(frozen=True)
+class TotalCorrelationVae(Vae):
+    """β-TCVAE: the total correlation of the latents weighs β, and the rest of the KL 1 (Chen et al. 2018).
+
+    The training loss of an example depends on the others of its batch; without `train` the loss is the negative
+    evidence lower bound.
+
+    Attributes:
+        dataset_size: Number of training examples.
+    """
+
+    dataset_size: int = 1000
+
+    def loss(
+        self, variables: Variables, images: Images, key: Key[Array, ""], step: Int[Array, ""] | int, *, train: bool
+    ) -> Loss:
+        """Return reconstruction + I(x; z) + β TC + dimension-wise KL, one posterior sample per image, in nats."""
+        precision = self.precision if train else "default"
+        mean, log_variance = apply_with_precision(precision, self.encode, variables, images)
+        latents = losses.reparameterize(key, mean, log_variance)
+        logits = apply_with_precision(precision, self.decode, variables, latents)
+        reconstruction: PerExample = losses.RECONSTRUCTIONS[self.reconstruction](logits, images)
+        kl = jnp.sum(losses.gaussian_kl(mean, log_variance), axis=-1)
+        parts = {"reconstruction": reconstruction, "kl": kl}
+        if not train:
+            return Loss(reconstruction + kl, parts, {})
+        terms = losses.decompose_kl(latents, mean, log_variance, self.dataset_size)
+        beta = losses.warm_up_beta(step, self.warmup_steps, self.beta)
+        return Loss(reconstruction + terms[0] + beta * terms[1] + terms[2], parts, {})
+
+
+@dataclass(frozen=True)
+class ImportanceWeightedVae(Vae):
+    """VAE trained with the importance-weighted bound (IWAE; Burda, Grosse & Salakhutdinov 2016, arXiv 1509.00519).
+
+    Attributes:
+        samples: Posterior samples K per image.
+    """
+
+    samples: int = 5
+
+    def loss(
+        self, variables: Variables, images: Images, key: Key[Array, ""], step: Int[Array, ""] | int, *, train: bool
+    ) -> Loss:
+        """Return the negative bound -log 1/K Σ_k p(x, z_k) / q(z_k | x), in nats.
+
+        Its parts are those of the evidence lower bound: the mean reconstruction of the K samples, and the KL.
+        """
+        del step
+        precision = self.precision if train else "default"
+        mean, log_variance = apply_with_precision(precision, self.encode, variables, images)
+
+        def decode(latents: Latents) -> Images:
+            return apply_with_precision(precision, self.decode, variables, latents)
+
+        bound, reconstruction = losses.sample_importance_weights(key, images, mean, log_variance, decode, self.samples)
+        kl = jnp.sum(losses.gaussian_kl(mean, log_variance), axis=-1)
+        return Loss(-bound, {"reconstruction": reconstruction, "kl": kl}, {})

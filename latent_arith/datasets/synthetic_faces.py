@@ -155,13 +155,6 @@ def draw_factors(key: Key[Array, ""], indices: Int[np.ndarray, " n"], correlatio
     return factors
 
 
-def render_faces(factors: Float[np.ndarray, "n factors"], size: int = SIZE) -> UInt8[np.ndarray, "n size size 3"]:
-    """Paint faces from rows of factors in the order of `Factors`, 64 at a time on each device."""
-    columns = np.ascontiguousarray(factors.T.astype(np.float32))
-    images, _ = batched_apply(_render_rows, *columns, batch_size=FACES_PER_CALL, static=(size,))
-    return np.asarray(images)
-
-
 def _draw_rows(correlation: float, key: Key[Array, ""], indices: Int[Array, " n"]) -> Factors:
     # In a loop, since erf rounds otherwise in the vectors of a batch than in what is left over from them; and one more
     # than asked, since XLA inlines a loop of one, fuses it with what follows, and rounds otherwise again.

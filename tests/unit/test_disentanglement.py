@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latentlab import disentanglement
-from latentlab.disentanglement import Part
+from latentlab.disentanglement import Part, sample_groups
 from tests.oracles import disentanglement as oracle
 
 UNIFORM = (4, 4, 4)
@@ -43,17 +43,58 @@ def test_sap_of_classes_is_that_of_disentanglement_lib(parts, reference):
     assert disentanglement.sap(*parts) == pytest.approx(float(reference["sap_discrete"]), abs=1 / 300)
 
 
-@pytest.mark.parametrize(
-    ("name", "score"),
-    [("factor_vae", disentanglement.factor_vae_score), ("beta_vae", disentanglement.beta_vae_score)],
-)
+def factor_vae(encode, draw, groups, size, seed=0):
+    train, test = (
+        sample_groups(encode, draw, n, size, seed=seed + part) for part, n in enumerate((groups, groups // 2))
+    )
+    return disentanglement.factor_vae_score(train, test, encode(draw(np.random.default_rng(seed), 1000)).var(axis=0))
+
+
+def beta_vae(encode, draw, groups, size, seed=0):
+    parts = (sample_groups(encode, draw, n, size, True, seed + part) for part, n in enumerate((groups, groups // 2)))
+    return disentanglement.beta_vae_score(*parts)
+
+
+@pytest.mark.parametrize(("name", "score"), [("factor_vae", factor_vae), ("beta_vae", beta_vae)])
 def test_sampled_metrics_agree_within_their_spread(reference, name, score):
     expected = reference[name]
-    options = {"groups": 600, "test_groups": 300, "size": 8}
-    found = [score(oracle.encode_observed, oracle.draw_factors, seed=seed, **options) for seed in range(10)]
+    found = [score(oracle.encode_observed, oracle.draw_factors, 600, 8, 2 * seed) for seed in range(10)]
     error = np.sqrt((expected.var(ddof=1) + np.var(found, ddof=1)) / 10)
     assert 0.5 < expected.mean() < 0.95  # neither chance nor perfect, so that a fault would show
     assert abs(np.mean(found) - expected.mean()) < 3 * error
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_groups_matched_out_of_a_table_score_as_new_ones_do(pairs):
+    factors = oracle.draw_factors(np.random.default_rng(0), 4000)
+    part = Part(oracle.encode_observed(factors), factors)
+    found = []
+    for make in (
+        lambda n, seed: disentanglement.match_groups(part, n, 8, pairs, seed),
+        lambda n, seed: sample_groups(oracle.encode_observed, oracle.draw_factors, n, 8, pairs, seed),
+    ):
+        scores = []
+        for seed in range(0, 20, 2):
+            groups = make(600, seed), make(300, seed + 1)
+            scores.append(
+                disentanglement.beta_vae_score(*groups)
+                if pairs
+                else disentanglement.factor_vae_score(*groups, part.codes.var(axis=0))
+            )
+        found.append(np.asarray(scores))
+    error = np.sqrt(sum(scores.var(ddof=1) for scores in found) / 10)
+    assert abs(found[0].mean() - found[1].mean()) < 3 * error + 0.01  # neighbours in the table are a little apart
+
+
+def test_codes_that_the_encoder_does_not_use_have_no_vote():
+    def encode(factors):
+        tiny = 1e-3 * np.random.default_rng(len(factors)).normal(size=(len(factors), 20))
+        return np.concatenate([factors.astype(float), tiny], axis=1)
+
+    train, test = (sample_groups(encode, draw_uniform, n, 16, seed=n) for n in (600, 300))
+    variances = encode(draw_uniform(np.random.default_rng(0), 2000)).var(axis=0)
+    assert disentanglement.factor_vae_score(train, test, variances, 0.05) == 1
+    assert disentanglement.factor_vae_score(train, test, 0 * variances) == 0
 
 
 def test_codes_that_are_the_factors_are_perfect():
@@ -73,9 +114,8 @@ def test_codes_that_are_the_factors_are_perfect():
     def encode(factors):
         return factors[:, [2, 0, 1]] * np.asarray([1.0, -3.0, 10.0])
 
-    options = {"groups": 200, "test_groups": 200, "size": 32}
-    assert disentanglement.factor_vae_score(encode, draw_uniform, **options) == 1
-    assert disentanglement.beta_vae_score(encode, draw_uniform, **options) == 1
+    assert factor_vae(encode, draw_uniform, 200, 32) == 1
+    assert beta_vae(encode, draw_uniform, 200, 32) == 1
 
 
 def test_a_rotation_keeps_the_information_and_loses_the_disentanglement():
@@ -99,13 +139,12 @@ def test_noise_says_nothing():
     assert disentanglement.explicitness(train, test) == pytest.approx(0.5, abs=0.03)
     assert disentanglement.dci(train, test, disentanglement.fit_lasso).informativeness < 0.01
     noise = np.random.default_rng(3)
-    options = {"groups": 300, "test_groups": 300, "size": 16}
 
     def encode(rows):
         return noise.normal(size=(len(rows), 6))
 
-    for score in (disentanglement.factor_vae_score, disentanglement.beta_vae_score):
-        assert score(encode, draw_uniform, **options) < 0.45  # chance is a third
+    for score in (factor_vae, beta_vae):
+        assert score(encode, draw_uniform, 300, 16) < 0.45  # chance is a third
 
 
 def test_a_group_shares_one_factor_and_pairs_a_value_each():
@@ -115,12 +154,11 @@ def test_a_group_shares_one_factor_and_pairs_a_value_each():
         seen.append(factors.copy())
         return factors.astype(float)
 
-    generator = np.random.default_rng(0)
-    fixed, _ = disentanglement._encode_groups(encode, draw_uniform, generator, 20, 8)
+    fixed, _ = sample_groups(encode, draw_uniform, 20, 8)
     for index, group in zip(fixed, seen[0].reshape(20, 8, 3), strict=True):
         assert np.ptp(group[:, index]) == 0
         assert np.ptp(np.delete(group, index, axis=1), axis=0).all()
-    fixed, _ = disentanglement._encode_groups(encode, draw_uniform, generator, 20, 8, pairs=True)
+    fixed, _ = sample_groups(encode, draw_uniform, 20, 8, pairs=True)
     for index, group in zip(fixed, seen[1].reshape(20, 2, 8, 3), strict=True):
         assert (group[0, :, index] == group[1, :, index]).all()
         assert np.ptp(group[0, :, index]) > 0
@@ -147,4 +185,3 @@ def test_codes_and_factors_that_do_not_vary_count_as_nothing():
         disentanglement.modularity(codes, factors),
     ):
         assert 0 <= value <= 1
-    assert disentanglement.factor_vae_score(lambda rows: np.zeros((len(rows), 2)), draw_uniform, groups=5) == 0
