@@ -134,8 +134,8 @@ def run(
     known, factors = known_factors(data, encode)
     components = find_components(train_latents, known, factors)
     disentanglement = measure_disentanglement(known, bool(data.factors), config.seed)
-    compared = data.source[data.held_out[: config.scored_faces]]
-    population = measure_population(train_latents, latents, compared, decode)
+    held_out = data.source[data.held_out]
+    population = measure_population(train_latents, latents, held_out, decode)
     pictures["components"] = move_along_components(decode, latents[0], components)
     measures = {
         "data": data.description,
@@ -147,7 +147,7 @@ def run(
         "estimators": comparison.describe(),
         "components": components.describe(),
         "disentanglement": disentanglement,
-        "face_in_800_bytes": compression.compare_compressions(encode, decode, compared),
+        "face_in_800_bytes": compression.compare_compressions(encode, decode, held_out[: config.scored_faces]),
     }
     scores = dict(zip(SCORES, (scorecard.arrays(), comparison.arrays(), components.arrays()), strict=True))
     results = LatentArithResults(
@@ -186,8 +186,9 @@ def manifest(config: LatentArithConfig) -> Manifest:
                 "edit.npz": {"image_ids": kept["image_ids"], "z_start": ArraySpec((1, None), "float32")},
                 "figures.npz": {"photo_strip": ArraySpec((len(SHARES), None, None, 3), "uint8")},
             },
-            results=("photo.image",),
+            results=(),
             figures=("photo.png",),
+            files=("config.json",),
         )
     shown = min(SHOWN_FACES, config.held_out_images)
     edited = ArraySpec((None, shown, len(STRENGTHS), size, size, 3), "uint8")

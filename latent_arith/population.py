@@ -54,16 +54,16 @@ class Population:
 def measure_population(
     train: Latents,
     held_out: Float[np.ndarray, "m latent"],
-    images: UInt8[np.ndarray, "k height width 3"],
+    images: UInt8[np.ndarray, "m height width 3"],
     decode: Callable[[Latents], Pixels],
 ) -> Population:
-    """Measure how far held-out faces lie from training latents, and how badly the first k of them are reconstructed."""
+    """Measure how far held-out faces, latents and images in the same order, lie from training latents."""
     from sklearn.covariance import ledoit_wolf
 
     mean = train.mean(axis=0, dtype=np.float64)
     covariance, _ = ledoit_wolf(train - mean, assume_centered=True)
     precision = np.linalg.inv(covariance)
-    errors = measure_errors(images, decode(held_out[: len(images)]))
+    errors = measure_errors(images, decode(held_out))
     return Population(mean, precision, measure_distances(held_out, mean, precision), errors)
 
 

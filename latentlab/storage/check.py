@@ -51,17 +51,19 @@ class Manifest:
         arrays: File name to array name to spec.
         results: Dotted paths in `results.json` of numbers, or of numbers `per_seed` with their `mean`.
         figures: File names under `figures/`.
+        files: Others that must exist.
     """
 
     deliverables: Mapping[str, ArraySpec]
     arrays: Mapping[str, Mapping[str, ArraySpec]]
     results: tuple[str, ...]
     figures: tuple[str, ...]
+    files: tuple[str, ...] = ("config.json", "metrics.jsonl")
 
 
 def check(run_dir: Path, manifest: Manifest) -> Iterator[str]:
     """Yield a line for everything that is missing or wrong; nothing where the run is complete."""
-    for name in ("config.json", "metrics.jsonl"):
+    for name in manifest.files:
         if not (run_dir / name).is_file():
             yield f"{run_dir / name} is missing"
     for file, specs in {**manifest.arrays, DELIVERABLES: manifest.deliverables}.items():

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import latentlab
 from latent_arith import edits, experiment, weights
 from latent_arith.config import PRESETS, LatentArithConfig
 from latent_arith.datasets.face_data import paint
 from latent_arith.datasets.synthetic_faces import ATTRIBUTES
 from latent_arith.directions import Directions
+from latent_arith.editor import Editor
 from latent_arith.model import FaceVae
 from latent_arith.results import step_lengths
 from latentlab import cli
@@ -124,6 +126,79 @@ def test_given_weights_are_used_and_give_the_same_directions(
     (again,), (edit,) = (edits.read_edits(path / "edit.npz") for path in (out, directory))
     assert (again.image_id, again.fingerprint) == (edit.image_id, edit.fingerprint)
     np.testing.assert_allclose(again.z_end, edit.z_end, atol=1e-4)
+
+
+PHOTO = ROOT / "tests" / "data" / "photos" / "astronaut.jpg"
+
+
+def test_an_own_photo_is_edited_with_a_run_and_from_python(
+    streamed: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, directory = streamed
+    out, edit = tmp_path / "mine", ["--image", str(PHOTO), "--weights", str(directory), "--edit", "Smiling=3"]
+    assert cli.main(["latent-arith", *edit, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "astronaut.jpg: face at " in told and "of 12 held-out faces" in told
+    assert cli.main(["check", str(out)]) == 0
+    assert "complete, ans09, ans10, ans11" in capsys.readouterr().out
+    found = read_json(out / "results.json")["photo"]
+    assert found["strengths"] == {"Smiling": 3} and 0 <= found["reconstruction_percentile"] <= 100
+    strip = read_npz(out / "figures.npz")["photo_strip"]
+    assert strip.shape == (5, 64, 64, 3) and np.any(strip[0] != strip[-1])
+    assert "Smiling" in (out / "report" / "index.html").read_text()
+
+    faces = latentlab.load(directory).latent_arith
+    np.testing.assert_array_equal(faces.edit(PHOTO, crop=None, Smiling=3), strip[-1])
+    np.testing.assert_array_equal(latentlab.load(out).latent_arith.strip, strip)
+    whole = faces.edit(PHOTO, Smiling=3)
+    np.testing.assert_array_equal(faces.edit(np.asarray(Image.open(PHOTO)), Smiling=3), whole)
+
+    assert cli.main(["figures", str(out)]) == 0
+    redraw = ["redraw", str(out / "edit.npz"), "--weights", str(directory), "--out", str(tmp_path / "strip.png")]
+    assert cli.main(redraw) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image", "nothing.jpg", "--edit", "Smiling=3"], "nothing.jpg: cannot be read"),
+        (["--image", str(PHOTO), "--edit", "Smilin=3"], "no direction 'Smilin'; there are Smiling"),
+        (["--image", str(PHOTO), "--edit", "Smiling"], "expected ATTRIBUTE=STRENGTH"),
+        (["--image", str(PHOTO), "--edit", "Smiling=3", "--crop", "0", "0", "900"], "is not within its 260×260"),
+        (["--image", str(ROOT / "docs/figures/growth.png"), "--edit", "Smiling=3"], "no face that looks at the camera"),
+        (["--image", str(ROOT / "README.md"), "--edit", "Smiling=3"], "is no photo"),
+    ],
+)
+def test_a_photo_that_cannot_be_edited_is_told_in_one_line(
+    words: list[str], message: str, streamed: tuple[list[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, directory = streamed
+    assert cli.main(["latent-arith", *words, "--weights", str(directory), "--out", str(tmp_path / "mine")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_edit_of_a_photo_needs_a_run_of_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit = ["latent-arith", "--image", str(PHOTO), "--edit", "Smiling=3", "--out", str(tmp_path / "mine")]
+    assert cli.main([*edit, "--weights", str(tmp_path)]) == 2
+    assert "config.json is missing" in capsys.readouterr().err
+
+
+def test_the_packaged_weights_are_those_that_they_say_they_are() -> None:
+    editor = Editor.load(weights.PRETRAINED)
+    about = read_json(weights.PRETRAINED / "about.json")
+    assert weights.fingerprint(editor.variables) == about["fingerprint"]
+    assert editor.names == ATTRIBUTES and editor.population is not None
+    assert sum(file.stat().st_size for file in weights.PRETRAINED.iterdir()) < 8e6
+    part = paint(jax.random.key(1), np.arange(40), 0.6, 128, "faces")
+    latents = editor.encode(part.images)
+    decoded = editor.decode(latents)
+    assert np.sqrt(np.mean((decoded.astype(float) - part.images) ** 2)) < 20
+    row = editor.names.index("Eyeglasses")
+    moved = editor.decode(latents + 3 * editor.moves[row])
+    without = part.attributes[:, row] < 0
+    rows, columns = slice(58, 78), slice(30, 98)  # where glasses are worn, the frames are darker than the skin
+    darker = decoded[without, rows, columns].astype(float).min(axis=-1) - moved[without, rows, columns].min(axis=-1)
+    assert np.mean(darker > 40) > 0.05
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)], ids=["KILL", "TERM"])
