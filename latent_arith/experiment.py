@@ -37,12 +37,13 @@ from latent_arith.model import (
 )
 from latent_arith.pictures import SHOWN_FACES, STRENGTHS, make_pictures, move_along_components
 from latent_arith.population import measure_population
-from latent_arith.representation import find_components, known_factors, measure_disentanglement
+from latent_arith.representation import find_components, known_factors
 from latent_arith.results import SCORES, LatentArithResults, describe_directions, step_lengths
 from latent_arith.scorecard import find_exclusive_pairs
 from latent_arith.scoring import score_directions, train_judge
 from latentlab import parallel
 from latentlab.arrays import compute_in_float32
+from latentlab.disentanglement import measure_disentanglement
 from latentlab.errors import UserError
 from latentlab.figures import save
 from latentlab.model import LatentVariableModel, Variables

@@ -13,17 +13,10 @@ from jaxtyping import Float
 
 from latent_arith.datasets.face_data import FaceData
 from latent_arith.model import Encode
-from latentlab import disentanglement
 from latentlab.disentanglement import Part
 
 COMPONENTS = 10
 """Principal components that are shown."""
-CLASSES = 4
-"""Classes of equal width that a continuous factor is divided into for metrics that count or classify."""
-GROUPS, GROUP = 3000, 16
-"""Groups that train the scores of FactorVAE and β-VAE (half as many judge), and images or pairs in each."""
-UNUSED = 0.05
-"""Variance of the posterior means up to which a latent dimension counts as one that the encoder does not use."""
 
 Latents = Float[np.ndarray, "n latent"]
 
@@ -104,41 +97,3 @@ def known_factors(data: FaceData, encode: Encode) -> tuple[Part, tuple[str, ...]
     if data.factors:
         return Part(encode(data.classifier.images), data.classifier.factors), data.factors
     return Part(encode(data.source[data.held_out]), data.table.values[data.held_out]), data.table.names
-
-
-def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> dict[str, float]:
-    """Return the scores of `latentlab.disentanglement`, factors in 4 classes where a metric wants classes.
-
-    Factors that do not vary are left out, and so are scores that one code or one factor does not have.
-
-    Args:
-        known: From `known_factors`; the last third of it is the test set.
-        is_continuous: Whether factors are continuous, and not attributes.
-        seed: Of the groups of FactorVAE's and β-VAE's scores, which are matched among the images.
-    """
-    end = len(known.codes) - len(known.codes) // 3
-    classes = disentanglement.discretize(known.factors, CLASSES) if is_continuous else known.factors.astype(np.int64)
-    varying = np.ptp(classes[:end], axis=0).astype(bool) & np.ptp(classes[end:], axis=0).astype(bool)
-    rows = slice(end), slice(end, None)
-    train, test = (Part(known.codes[part], known.factors[part][:, varying]) for part in rows)
-    discrete = [Part(known.codes[part], classes[part][:, varying]) for part in rows]
-    scores: dict[str, float] = {}
-    if known.codes.shape[1] > 1:
-        scores["mig"] = disentanglement.mutual_information_gap(*discrete[0])
-        scores["sap"] = disentanglement.sap(train)
-    dci = disentanglement.dci(train, test, disentanglement.fit_lasso)
-    scores |= {f"dci_{name}": value for name, value in dci._asdict().items()}
-    if varying.sum() > 1:
-        scores["modularity"] = disentanglement.modularity(*discrete[0])
-    scores["explicitness"] = disentanglement.explicitness(*discrete)
-    alone, pairs = (
-        tuple(
-            disentanglement.match_groups(part, count, GROUP, is_pairs, seed + row)
-            for row, (part, count) in enumerate(((train, GROUPS), (test, GROUPS // 2)))
-        )
-        for is_pairs in (False, True)
-    )
-    variances = train.codes.var(axis=0)
-    scores["factor_vae_score"] = disentanglement.factor_vae_score(alone[0], alone[1], variances, UNUSED)
-    scores["beta_vae_score"] = disentanglement.beta_vae_score(pairs[0], pairs[1])
-    return scores

@@ -21,6 +21,13 @@ from numpy.random import Generator
 BINS = 20
 """Bins of equal width that a code is divided into for its mutual information with factors."""
 
+CLASSES = 4
+"""Classes of equal width that a continuous factor is divided into for metrics that count or classify."""
+GROUPS, GROUP = 3000, 16
+"""Groups that train the scores of FactorVAE and β-VAE (half as many judge), and images or pairs in each."""
+UNUSED = 0.05
+"""Variance of the posterior means up to which a latent dimension counts as one that the encoder does not use."""
+
 Codes = Float[np.ndarray, "n codes"]
 Factors = Float[np.ndarray, "n factors"] | Int[np.ndarray, "n factors"]
 DiscreteFactors = Int[np.ndarray, "n factors"]
@@ -47,6 +54,43 @@ class Part(NamedTuple):
 
 FitImportance = Callable[[Codes, np.ndarray, Codes, np.ndarray], tuple[np.ndarray, float]]
 """Training codes and one factor, test codes and factor to the importance of every code and how well it is predicted."""
+
+
+def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> dict[str, float]:
+    """Return all scores, factors in 4 classes where a metric wants classes.
+
+    Factors that do not vary are left out, and so are scores that one code or one factor does not have.
+
+    Args:
+        known: Codes and factors; the last third of the rows is the test set.
+        is_continuous: Whether factors are continuous, and not classes.
+        seed: Of the groups of FactorVAE's and β-VAE's scores, which are matched among the images.
+    """
+    end = len(known.codes) - len(known.codes) // 3
+    classes = discretize(known.factors, CLASSES) if is_continuous else known.factors.astype(np.int64)
+    varying = np.ptp(classes[:end], axis=0).astype(bool) & np.ptp(classes[end:], axis=0).astype(bool)
+    rows = slice(end), slice(end, None)
+    train, test = (Part(known.codes[part], known.factors[part][:, varying]) for part in rows)
+    discrete = [Part(known.codes[part], classes[part][:, varying]) for part in rows]
+    scores: dict[str, float] = {}
+    if known.codes.shape[1] > 1:
+        scores["mig"] = mutual_information_gap(*discrete[0])
+        scores["sap"] = sap(train)
+    scores |= {f"dci_{name}": value for name, value in dci(train, test, fit_lasso)._asdict().items()}
+    if varying.sum() > 1:
+        scores["modularity"] = modularity(*discrete[0])
+    scores["explicitness"] = explicitness(*discrete)
+    alone, pairs = (
+        tuple(
+            match_groups(part, count, GROUP, is_pairs, seed + row)
+            for row, (part, count) in enumerate(((train, GROUPS), (test, GROUPS // 2)))
+        )
+        for is_pairs in (False, True)
+    )
+    variances = train.codes.var(axis=0)
+    scores["factor_vae_score"] = factor_vae_score(alone[0], alone[1], variances, UNUSED)
+    scores["beta_vae_score"] = beta_vae_score(pairs[0], pairs[1])
+    return scores
 
 
 def discretize(values: Float[np.ndarray, "n columns"], bins: int = BINS) -> Int[np.ndarray, "n columns"]:

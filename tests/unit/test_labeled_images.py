@@ -235,7 +235,7 @@ def test_damaged_gzip_gives_the_content_or_a_user_error(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("", "'packaged', 'tfds', 'tfds:NAME', 'idx:DIR', 'npz:FILE', 'folder:DIR'"),
+        ("", "'packaged', 'deformed', 'tfds', 'tfds:NAME', 'idx:DIR', 'npz:FILE', 'folder:DIR'"),
         ("packged", "did you mean 'packaged'"),
         ("packaged:all", "data source 'packaged:all'"),
         ("tfsd:kmnist", "did you mean 'tfds'"),
