@@ -17,6 +17,8 @@ class VaeConfig:
     KMNIST's), or folder:DIR (own pictures, in a folder for each class)."""
     train_images: int = 1000
     """Number of training images, from the first on."""
+    network: Literal["original", "keras_io"] = "original"
+    """Networks of both models: those of the exercise, or of keras.io's example of a VAE."""
     latent_dim: int = 2
     """Latent dimensions of both models; with more than 2, figures show the plane of largest variance."""
     epochs: int = 200

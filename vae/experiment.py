@@ -9,6 +9,7 @@ side by side, reconstructions, the plane decoded, prior samples and the losses b
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ from latentlab.training.loop import (
 from latentlab.training.optimizer import adam
 from latentlab.training.resume import train_with_checkpoints
 from latentlab.training.state import TrainState
-from vae import evaluate, figures
+from vae import evaluate, figures, keras_io
 from vae.config import VaeConfig
 from vae.measure import MANIFOLD_SIDE, PLANE_SIDE, measure
 from vae.model import IMAGE_SHAPE, Autoencoder, ImportanceWeightedVae, TotalCorrelationVae, Vae
@@ -140,7 +141,8 @@ def make_models(
     config: VaeConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE, model: LatentVariableModel | None = None
 ) -> dict[str, LatentVariableModel]:
     """Return the autoencoder and the VAE that a configuration names; `model` takes the place of the VAE."""
-    autoencoder = Autoencoder(config.latent_dim, image_shape, precision=config.precision)
+    networks = make_networks(config, image_shape, Autoencoder.heads)
+    autoencoder = Autoencoder(config.latent_dim, image_shape, *networks, precision=config.precision)
     return {"autoencoder": autoencoder, "vae": model or make_vae(config, image_shape)}
 
 
@@ -154,12 +156,20 @@ def make_vae(config: VaeConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE)
     return kinds[config.objective](
         config.latent_dim,
         image_shape,
+        *make_networks(config, image_shape, Vae.heads),
         precision=config.precision,
         reconstruction=config.reconstruction,
         beta=config.beta,
         warmup_steps=config.kl_warmup_epochs * make_schedule(config).steps_per_epoch,
         free_bits=config.free_bits,
     )
+
+
+def make_networks(config: VaeConfig, image_shape: tuple[int, int, int], heads: tuple[str, ...]) -> tuple[Any, Any]:
+    """Return encoder and decoder as Flax modules, None for those of the models themselves."""
+    if config.network == "original":
+        return None, None
+    return keras_io.Encoder(heads, config.latent_dim), keras_io.Decoder(image_shape)
 
 
 def make_schedule(config: VaeConfig) -> LoopSchedule:
