@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int8, UInt8
 from sklearn.linear_model import LogisticRegression
 
 from latentlab.parallel import LocalRows
+from latentlab.statistics import with_one_thread
 
 BLOCK = 500
 CLASSIC_MOVEMENT = 0.08
@@ -178,6 +179,7 @@ def find_directions(
     return _make_directions(moments, names, estimators)
 
 
+@with_one_thread
 def inverse_propensity_weights(attributes: Int8[np.ndarray, "n attributes"]) -> Float[np.ndarray, "n attributes"]:
     """Return the weight P(a) / P(a | other attributes) of every image for every attribute a, from the table alone.
 

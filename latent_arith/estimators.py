@@ -17,6 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from latentlab.statistics import with_one_thread
+
 Latents = Float[np.ndarray, "n latent"]
 Mask = Bool[np.ndarray, " n"]
 Weights = Float[np.ndarray, " n"]
@@ -30,6 +32,7 @@ def fit_means(latents: Latents, has: Mask, weights: Weights) -> Vector:
     return _normalize(with_it - without)
 
 
+@with_one_thread
 def fit_logistic(latents: Latents, has: Mask, weights: Weights) -> Vector:
     """Return the normal of logistic regression's boundary, with an L2 penalty of ½ ‖w‖²."""
     from sklearn.linear_model import LogisticRegression
@@ -38,6 +41,7 @@ def fit_logistic(latents: Latents, has: Mask, weights: Weights) -> Vector:
     return _normalize(model.coef_[0])
 
 
+@with_one_thread
 def fit_svm(latents: Latents, has: Mask, weights: Weights) -> Vector:
     """Return the normal of a linear support vector machine's boundary, with squared hinge loss and C = 1."""
     from sklearn.svm import LinearSVC
@@ -46,6 +50,7 @@ def fit_svm(latents: Latents, has: Mask, weights: Weights) -> Vector:
     return _normalize(model.coef_[0])
 
 
+@with_one_thread
 def fit_lda(latents: Latents, has: Mask, weights: Weights) -> Vector:
     """Return the normal Σ⁻¹ (μ₊ - μ₋) of linear discriminant analysis, Σ shrunk after Ledoit & Wolf (2004).
 

@@ -17,6 +17,8 @@ from latentlab.disentanglement import Part
 
 COMPONENTS = 10
 """Principal components that are shown."""
+KNOWN = 3000
+"""Images with known factors that are encoded, at most."""
 
 Latents = Float[np.ndarray, "n latent"]
 
@@ -95,5 +97,7 @@ def known_factors(data: FaceData, encode: Encode) -> tuple[Part, tuple[str, ...]
     Faces that were painted without correlation and their factors, or held-out photos and their attributes.
     """
     if data.factors:
-        return Part(encode(data.classifier.images), data.classifier.factors), data.factors
-    return Part(encode(data.source[data.held_out]), data.table.values[data.held_out]), data.table.names
+        images, _, factors = (part[:KNOWN] for part in data.classifier)
+        return Part(encode(images), factors), data.factors
+    rows = data.held_out[:KNOWN]
+    return Part(encode(data.source[rows]), data.table.values[rows]), data.table.names

@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from latent_arith import edits
 from latent_arith.attribute_classifier import Predict
 from latent_arith.model import Decode, global_batch_size
-from latentlab.statistics import share_with_interval
+from latentlab.statistics import share_with_interval, with_one_thread
 
 RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)
@@ -189,6 +189,7 @@ def log_odds(probabilities: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*
     return np.log(clipped / (1 - clipped))
 
 
+@with_one_thread
 def probe_auc(
     train_latents: Latents,
     train_attributes: AttributeValues,

@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.random import Generator
 
+from latentlab.statistics import with_one_thread
+
 BINS = 20
 """Bins of equal width that a code is divided into for its mutual information with factors."""
 
@@ -56,6 +58,7 @@ FitImportance = Callable[[Codes, np.ndarray, Codes, np.ndarray], tuple[np.ndarra
 """Training codes and one factor, test codes and factor to the importance of every code and how well it is predicted."""
 
 
+@with_one_thread
 def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> dict[str, float]:
     """Return all scores, factors in 4 classes where a metric wants classes.
 
@@ -77,9 +80,10 @@ def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> 
         scores["mig"] = mutual_information_gap(*discrete[0])
         scores["sap"] = sap(train)
     scores |= {f"dci_{name}": value for name, value in dci(train, test, fit_lasso)._asdict().items()}
-    if varying.sum() > 1:
-        scores["modularity"] = modularity(*discrete[0])
     scores["explicitness"] = explicitness(*discrete)
+    if varying.sum() < 2:
+        return scores
+    scores["modularity"] = modularity(*discrete[0])
     alone, pairs = (
         tuple(
             match_groups(part, count, GROUP, is_pairs, seed + row)
@@ -87,8 +91,7 @@ def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> 
         )
         for is_pairs in (False, True)
     )
-    variances = train.codes.var(axis=0)
-    scores["factor_vae_score"] = factor_vae_score(alone[0], alone[1], variances, UNUSED)
+    scores["factor_vae_score"] = factor_vae_score(alone[0], alone[1], train.codes.var(axis=0), UNUSED)
     scores["beta_vae_score"] = beta_vae_score(pairs[0], pairs[1])
     return scores
 
