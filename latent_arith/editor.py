@@ -192,9 +192,9 @@ def describe_rarity(found: Mapping[str, Any]) -> list[str]:
     if "latent_percentile" not in found:
         return []
     lines = [
-        f"latent farther from the training faces than those of {found['latent_percentile']:.0f} % of "
-        f"{found['held_out_faces']} held-out faces, decoding worse than {found['reconstruction_percentile']:.0f} %"
+        f"Its latent lies farther from the training faces than that of {found['latent_percentile']:.0f} % of "
+        f"{found['held_out_faces']} held-out faces; it is decoded worse than {found['reconstruction_percentile']:.0f} %."
     ]
     if found["reconstruction_percentile"] >= UNSEEN:
-        lines.append("so the model has seen nothing like this face, and what it decodes is the nearest that it knows")
+        lines.append("The model has seen nothing like this face: what it decodes is the nearest that it knows.")
     return lines
