@@ -193,7 +193,8 @@ def describe_rarity(found: Mapping[str, Any]) -> list[str]:
         return []
     lines = [
         f"Its latent lies farther from the training faces than that of {found['latent_percentile']:.0f} % of "
-        f"{found['held_out_faces']} held-out faces; it is decoded worse than {found['reconstruction_percentile']:.0f} %."
+        f"{found['held_out_faces']} held-out faces, and it is decoded worse than "
+        f"{found['reconstruction_percentile']:.0f} %."
     ]
     if found["reconstruction_percentile"] >= UNSEEN:
         lines.append("The model has seen nothing like this face: what it decodes is the nearest that it knows.")
