@@ -127,7 +127,7 @@ class LatentArithConfig:
         if not self.image and (self.edit or self.crop):
             raise UserError(f"{'edit' if self.edit else 'crop'} is given, but no image; expected --image PHOTO")
         parse_edit(self.edit)
-        if self.weights_md5 and not self.weights:
+        if self.weights_md5 and self.weights in ("", AUTO):
             raise UserError("weights_md5 is given, but no weights; expected --weights FILE beside it")
 
     @property

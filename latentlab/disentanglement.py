@@ -62,7 +62,7 @@ FitImportance = Callable[[Codes, np.ndarray, Codes, np.ndarray], tuple[np.ndarra
 def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> dict[str, float]:
     """Return all scores, factors in 4 classes where a metric wants classes.
 
-    Factors that do not vary are left out, and so are scores that one code or one factor does not have.
+    Factors that do not vary are left out, and so are scores that one code or one factor does not have; of none, all.
 
     Args:
         known: Codes and factors; the last third of the rows is the test set.
@@ -76,6 +76,8 @@ def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> 
     train, test = (Part(known.codes[part], known.factors[part][:, varying]) for part in rows)
     discrete = [Part(known.codes[part], classes[part][:, varying]) for part in rows]
     scores: dict[str, float] = {}
+    if not varying.any():
+        return scores
     if known.codes.shape[1] > 1:
         scores["mig"] = mutual_information_gap(*discrete[0])
         scores["sap"] = sap(train)

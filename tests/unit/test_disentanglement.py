@@ -185,3 +185,15 @@ def test_codes_and_factors_that_do_not_vary_count_as_nothing():
         disentanglement.modularity(codes, factors),
     ):
         assert 0 <= value <= 1
+
+
+def test_scores_that_do_not_exist_are_left_out():
+    generator = np.random.default_rng(0)
+    codes, factors = generator.normal(size=(90, 3)), generator.integers(2, size=(90, 2))
+    every = disentanglement.measure_disentanglement(Part(codes, factors), is_continuous=False)
+    assert {"mig", "modularity", "factor_vae_score"} < set(every)
+    alone = disentanglement.measure_disentanglement(Part(codes, factors[:, :1]), is_continuous=False)
+    assert "mig" in alone and not {"modularity", "factor_vae_score", "beta_vae_score"} & set(alone)
+    one_code = disentanglement.measure_disentanglement(Part(codes[:, :1], factors), is_continuous=False)
+    assert "explicitness" in one_code and not {"mig", "sap"} & set(one_code)
+    assert disentanglement.measure_disentanglement(Part(codes, 0 * factors), is_continuous=False) == {}
