@@ -62,7 +62,8 @@ FitImportance = Callable[[Codes, np.ndarray, Codes, np.ndarray], tuple[np.ndarra
 def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> dict[str, float]:
     """Return all scores, factors in 4 classes where a metric wants classes.
 
-    Factors that do not vary are left out, and so are scores that one code or one factor does not have; of none, all.
+    Factors that do not vary, or whose classes differ between the two parts of few images, are left out, and so are
+    scores that one code or one factor does not have; of none, all.
 
     Args:
         known: Codes and factors; the last third of the rows is the test set.
@@ -71,8 +72,8 @@ def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> 
     """
     end = len(known.codes) - len(known.codes) // 3
     classes = discretize(known.factors, CLASSES) if is_continuous else known.factors.astype(np.int64)
-    varying = np.ptp(classes[:end], axis=0).astype(bool) & np.ptp(classes[end:], axis=0).astype(bool)
     rows = slice(end), slice(end, None)
+    varying = np.array([_has_known_classes(factor[:end], factor[end:]) for factor in classes.T], bool)
     train, test = (Part(known.codes[part], known.factors[part][:, varying]) for part in rows)
     discrete = [Part(known.codes[part], classes[part][:, varying]) for part in rows]
     scores: dict[str, float] = {}
@@ -96,6 +97,11 @@ def measure_disentanglement(known: Part, is_continuous: bool, seed: int = 0) -> 
     scores["factor_vae_score"] = factor_vae_score(alone[0], alone[1], train.codes.var(axis=0), UNUSED)
     scores["beta_vae_score"] = beta_vae_score(pairs[0], pairs[1])
     return scores
+
+
+def _has_known_classes(train: Int[np.ndarray, " n"], test: Int[np.ndarray, " m"]) -> bool:
+    """Say whether both parts have several classes, and one in common."""
+    return len(np.unique(train)) > 1 and len(np.unique(test)) > 1 and bool(np.isin(train, test).any())
 
 
 def discretize(values: Float[np.ndarray, "n columns"], bins: int = BINS) -> Int[np.ndarray, "n columns"]:
@@ -214,6 +220,9 @@ def explicitness(train: Part, test: Part) -> float:
     """Return the mean area under the ROC curve of one-vs-rest logistic regressions of every factor's classes on codes.
 
     Ridgeway & Mozer 2018. Codes are standardised by the training set's mean and standard deviation. Chance is 0.5.
+
+    Raises:
+        ValueError: A factor's test set has no class of its training set, or no other.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -223,6 +232,10 @@ def explicitness(train: Part, test: Part) -> float:
     for factor, expected in zip(train.factors.T, test.factors.T, strict=True):
         model = _fit_logistic(scaled, factor)
         present = [value for value in model.classes_ if 0 < np.mean(expected == value) < 1]
+        if not present:
+            raise ValueError(
+                f"classes {np.unique(expected)} of the test set, expected several, one of {model.classes_}"
+            )
         probabilities = model.predict_proba(tested)[:, np.isin(model.classes_, present)]
         areas.append(roc_auc_score(expected[:, None] == np.asarray(present), probabilities))
     return float(np.mean(areas))

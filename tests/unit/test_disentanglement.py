@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latentlab import disentanglement
 from latentlab.disentanglement import Part, sample_groups
@@ -197,3 +199,21 @@ def test_scores_that_do_not_exist_are_left_out():
     one_code = disentanglement.measure_disentanglement(Part(codes[:, :1], factors), is_continuous=False)
     assert "explicitness" in one_code and not {"mig", "sap"} & set(one_code)
     assert disentanglement.measure_disentanglement(Part(codes, 0 * factors), is_continuous=False) == {}
+
+
+@given(
+    images=st.integers(3, 12), codes=st.integers(1, 3), factors=st.integers(1, 3), classes=st.integers(1, 5),
+    is_continuous=st.booleans(), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_however_few_images_have_scores_or_none(images, codes, factors, classes, is_continuous, seed):
+    generator = np.random.default_rng(seed)
+    values = generator.integers(classes, size=(images, factors)).astype(float if is_continuous else int)
+    known = Part(generator.normal(size=(images, codes)), values)
+    scores = disentanglement.measure_disentanglement(known, is_continuous)
+    assert all(0 <= score <= 1 for score in scores.values())
+
+
+def test_a_test_set_of_other_classes_has_no_explicitness():
+    codes = np.random.default_rng(0).normal(size=(6, 2))
+    with pytest.raises(ValueError, match=r"classes \[3 4\] of the test set"):
+        disentanglement.explicitness(Part(codes, np.arange(6)[:, None] % 2), Part(codes, 3 + np.arange(6)[:, None] % 2))
