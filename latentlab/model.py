@@ -6,6 +6,7 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Key, UInt8
@@ -19,6 +20,13 @@ PerExample = Float[Array, " batch"]
 
 EVALUATION_STEP = 2**31 - 1
 """The step whose loss has no warm-up left: that of evaluations."""
+
+
+class Labeled(NamedTuple):
+    """Images, or pixels 0…255, and their classes: what a conditional model takes where others take images."""
+
+    images: Any
+    labels: Any
 
 
 class Loss(NamedTuple):
@@ -64,6 +72,26 @@ class LatentVariableModel(Protocol):
         With `train`, BatchNorm takes the statistics of the batch and moves the running ones, Dropout is active, and the
         model's own precision holds. Without, the loss of an example does not depend on the batch.
         """
+
+
+@runtime_checkable
+class ConditionalModel(LatentVariableModel, Protocol):
+    """A model of images given their class.
+
+    Its `encode` and `loss` take `Labeled` images, its `decode` takes latents with the class behind them, as
+    `attach_labels` gives them; `latent_dim` counts the latents alone.
+    """
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+
+def attach_labels(
+    latents: Latents, labels: Int[AnyArray, " batch"], classes: int
+) -> Float[Array, "batch latent_and_classes"]:
+    """Return latents with the class of each behind them, one-hot."""
+    return jnp.concatenate([latents, jax.nn.one_hot(labels, classes, dtype=latents.dtype)], axis=-1)
 
 
 def normalize(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:

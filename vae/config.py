@@ -33,9 +33,10 @@ class VaeConfig:
     """Of products in training; default is the platform's own, and bf16 holds for activations too."""
     reconstruction: Literal["binary_cross_entropy", "squared_error"] = "binary_cross_entropy"
     """Reconstruction loss of the VAE, summed over pixels."""
-    objective: Literal["elbo", "tcvae", "iwae"] = "elbo"
+    objective: Literal["elbo", "tcvae", "iwae", "conditional"] = "elbo"
     """What the VAE is trained with: the evidence lower bound, with beta the loss of a β-VAE; β-TCVAE's, where beta
-    weighs the total correlation alone; or the importance-weighted bound of objective_samples."""
+    weighs the total correlation alone; the importance-weighted bound of objective_samples; or the evidence lower bound
+    of images given their class."""
     objective_samples: int = 5
     """Posterior samples K per image of the objective iwae."""
     beta: float = 1.0
@@ -63,7 +64,7 @@ class VaeConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, {"beta": 0, "kl_warmup_epochs": 0, "free_bits": 0, "seed": 0, "prior_samples": 6})
-        if self.objective != "elbo" and self.free_bits:
+        if self.objective in ("tcvae", "iwae") and self.free_bits:
             raise UserError(f"free_bits is {self.free_bits:g}, which the objective {self.objective} does not have")
         if self.objective == "iwae" and (self.beta != 1 or self.kl_warmup_epochs):
             raise UserError("the objective iwae has no KL to weigh; leave out beta and kl_warmup_epochs")

@@ -24,7 +24,17 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key, UInt8
 
-from latentlab.model import EVALUATION_STEP, LatentVariableModel, Variables, normalize
+from latentlab.model import (
+    EVALUATION_STEP,
+    ConditionalModel,
+    Images,
+    Labeled,
+    Latents,
+    LatentVariableModel,
+    Variables,
+    attach_labels,
+    normalize,
+)
 from latentlab.parallel import batched_apply, vmap_seeds
 from vae import losses
 
@@ -38,10 +48,12 @@ NEIGHBOURS = 5
 Codes = Float[np.ndarray, "n latent"]
 OtherCodes = Float[np.ndarray, "m latent"]
 Pixels = UInt8[np.ndarray, "n height width channels"]
+Inputs = Pixels | Labeled
+"""Images 0…255, of a conditional model with their classes."""
 
 
 def evaluate_test_set(
-    model: LatentVariableModel, variables: Variables, images: Pixels, keys: Key[Array, " seeds"]
+    model: LatentVariableModel, variables: Variables, images: Inputs, keys: Key[Array, " seeds"]
 ) -> dict[str, np.ndarray]:
     """Return latents and losses per seed and image, with one posterior sample each; the same for any batch size.
 
@@ -56,10 +68,10 @@ def evaluate_test_set(
         (the training loss after any warm-up), `reconstruction` (cross-entropy summed over pixels) and `squared_error`
         (mean over pixels), each (seeds, n).
     """
-    return _apply_to_seeds(_measure_image, model, variables, len(keys), images, keys_per_row=(keys, len(images)))
+    return _apply_to_seeds(_measure_image, model, variables, len(keys), images, keys=keys)
 
 
-def encode(model: LatentVariableModel, variables: Variables, images: Pixels, seeds: int = 1) -> np.ndarray:
+def encode(model: LatentVariableModel, variables: Variables, images: Inputs, seeds: int = 1) -> np.ndarray:
     """Return posterior means (the autoencoder's codes) of images 0…255 for every seed, (seeds, n, latent)."""
     return _apply_to_seeds(_encode_image, model, variables, seeds, images)
 
@@ -72,14 +84,12 @@ def decode(
 
 
 def importance_weighted_bound(
-    model: LatentVariableModel, variables: Variables, images: Pixels, keys: Key[Array, " seeds"], samples: int
+    model: LatentVariableModel, variables: Variables, images: Inputs, keys: Key[Array, " seeds"], samples: int
 ) -> Float[np.ndarray, "seeds n"]:
     """Return the bound on log p(x) of every image from K samples, in nats; see `losses.importance_weighted_bound`."""
     bound = partial(_bound_image, samples=samples)
     at_once = max(1, DECODINGS_PER_BATCH // samples)
-    return _apply_to_seeds(
-        bound, model, variables, len(keys), images, keys_per_row=(keys, len(images)), batch_size=at_once
-    )
+    return _apply_to_seeds(bound, model, variables, len(keys), images, keys=keys, batch_size=at_once)
 
 
 def evaluation_prng_keys(first_seed: int, seeds: int, purpose: str) -> Key[Array, " seeds"]:
@@ -89,25 +99,65 @@ def evaluation_prng_keys(first_seed: int, seeds: int, purpose: str) -> Key[Array
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 100 + index))(numbers)
 
 
-def _measure_image(model: LatentVariableModel, variables: Variables, image: Array, key_data: Array) -> dict[str, Array]:
-    pixels, key = normalize(image)[None], jax.random.wrap_key_data(key_data)
-    mean, log_variance = model.encode(variables, pixels)
+def take_inputs(model: LatentVariableModel, images: Pixels, labels: np.ndarray | None) -> Inputs:
+    """Return what a model takes: images, or with their classes where it is conditional.
+
+    Raises:
+        ValueError: The model is conditional, and there are no labels.
+    """
+    if not isinstance(model, ConditionalModel):
+        return images
+    if labels is None:
+        raise ValueError(f"{type(model).__name__} is of images given their class; expected labels")
+    return Labeled(images, np.asarray(labels, np.int32))
+
+
+def take_latents(model: LatentVariableModel, latents: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """Return what a model's decoder takes: latents (…, n, latent), with classes (n,) behind them if it is conditional.
+
+    Raises:
+        ValueError: The model is conditional, and there are no labels.
+    """
+    if not isinstance(model, ConditionalModel):
+        return latents
+    if labels is None:
+        raise ValueError(f"{type(model).__name__} is of images given their class; expected labels")
+    classes = np.broadcast_to(np.eye(model.classes, dtype=latents.dtype)[labels], (*latents.shape[:-1], model.classes))
+    return np.concatenate([latents, classes], axis=-1)
+
+
+def _batch_of_one(image: Array, *label: Array) -> tuple[Images, Any]:
+    """Return pixels in [0, 1], and what the model takes of them."""
+    pixels = normalize(image)[None]
+    return pixels, Labeled(pixels, label[0][None]) if label else pixels
+
+
+def _attach(model: LatentVariableModel, latents: Latents, images: Any) -> Float[Array, "batch latent_and_class"]:
+    if not (isinstance(images, Labeled) and isinstance(model, ConditionalModel)):
+        return latents
+    return attach_labels(latents, jnp.broadcast_to(images.labels, len(latents)), model.classes)
+
+
+def _measure_image(model: LatentVariableModel, variables: Variables, *row: Array) -> dict[str, Array]:
+    *image, key_data = row
+    (pixels, images), key = _batch_of_one(*image), jax.random.wrap_key_data(key_data)
+    mean, log_variance = model.encode(variables, images)
     latent = losses.reparameterize(key, mean, log_variance)
-    logits = model.decode(variables, latent)
+    logits = model.decode(variables, _attach(model, latent, images))
     values = {
         "mean": mean,
         "log_variance": log_variance,
         "latent": latent,
         "kl": losses.gaussian_kl(mean, log_variance),
-        "loss": model.loss(variables, pixels, key, EVALUATION_STEP, train=False).per_example,
+        "loss": model.loss(variables, images, key, EVALUATION_STEP, train=False).per_example,
         "reconstruction": losses.binary_cross_entropy(logits, pixels),
         "squared_error": losses.squared_error(logits, pixels),
     }
     return {name: value[0] for name, value in values.items()}
 
 
-def _encode_image(model: LatentVariableModel, variables: Variables, image: Array) -> Array:
-    return model.encode(variables, normalize(image)[None])[0][0]
+def _encode_image(model: LatentVariableModel, variables: Variables, *image: Array) -> Array:
+    return model.encode(variables, _batch_of_one(*image)[1])[0][0]
 
 
 def decode_latent(model: LatentVariableModel, variables: Variables, latent: Array) -> UInt8[Array, "h w c"]:
@@ -115,13 +165,14 @@ def decode_latent(model: LatentVariableModel, variables: Variables, latent: Arra
     return jnp.round(jax.nn.sigmoid(model.decode(variables, latent[None])[0]) * 255).astype(jnp.uint8)
 
 
-def _bound_image(
-    model: LatentVariableModel, variables: Variables, image: Array, key_data: Array, *, samples: int
-) -> Array:
-    pixels = normalize(image)[None]
-    mean, log_variance = model.encode(variables, pixels)
-    key = jax.random.wrap_key_data(key_data)
-    decode = partial(model.decode, variables)
+def _bound_image(model: LatentVariableModel, variables: Variables, *row: Array, samples: int) -> Array:
+    *image, key_data = row
+    (pixels, images), key = _batch_of_one(*image), jax.random.wrap_key_data(key_data)
+    mean, log_variance = model.encode(variables, images)
+
+    def decode(latents: Latents) -> Images:
+        return model.decode(variables, _attach(model, latents, images))
+
     return losses.importance_weighted_bound(key, pixels, mean, log_variance, decode, samples)[0]
 
 
@@ -130,20 +181,25 @@ def _apply_to_seeds(
     model: LatentVariableModel,
     variables: Variables,
     seeds: int,
-    *images: np.ndarray,
+    images: Inputs | None = None,
+    *,
     per_seed: np.ndarray | None = None,
-    keys_per_row: tuple[Key[Array, " seeds"], int] | None = None,
+    keys: Key[Array, " seeds"] | None = None,
     batch_size: int = EXAMPLES_PER_BATCH,
 ) -> Any:
-    """Apply `function(model, variables, *row)` to every row for every seed: results (seeds, n, …)."""
+    """Apply `function(model, variables, *row)` to every row for every seed: results (seeds, n, …).
+
+    A row is an image and, of a conditional model, its class; then that of `per_seed`; then a key's data.
+    """
+    shared = [] if images is None else list(images) if isinstance(images, Labeled) else [images]
     rows_of_seeds = []
     if per_seed is not None:
         rows_of_seeds.append(np.asarray(per_seed))
-    if keys_per_row is not None:
-        keys, count = keys_per_row
+    if keys is not None:
+        count = len(shared[0])
         rows_of_seeds.append(np.asarray(jax.random.key_data(jax.vmap(lambda key: jax.random.split(key, count))(keys))))
-    rows = [*images, *(rows[0] if seeds == 1 else np.moveaxis(rows, 0, 1) for rows in rows_of_seeds)]
-    static = (function, model, seeds, len(images))
+    rows = [*shared, *(rows[0] if seeds == 1 else np.moveaxis(rows, 0, 1) for rows in rows_of_seeds)]
+    static = (function, model, seeds, len(shared))
     results = batched_apply(_apply_rows, *rows, batch_size=batch_size, shared=variables, static=static)
     return jax.tree.map(lambda leaf: leaf[None] if seeds == 1 else np.moveaxis(leaf, 1, 0), results)
 

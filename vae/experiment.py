@@ -19,10 +19,11 @@ from jaxtyping import Key
 from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
-from latentlab.labeled_images import Dataset, open_dataset
+from latentlab.labeled_images import CLASSES, Dataset, open_dataset
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
+from latentlab.storage.run_directory import read_json
 from latentlab.training.loop import (
     LoopSchedule,
     init_states,
@@ -35,7 +36,7 @@ from latentlab.training.state import TrainState
 from vae import evaluate, figures, keras_io
 from vae.config import VaeConfig
 from vae.measure import MANIFOLD_SIDE, PLANE_SIDE, measure
-from vae.model import IMAGE_SHAPE, Autoencoder, ImportanceWeightedVae, TotalCorrelationVae, Vae
+from vae.model import IMAGE_SHAPE, Autoencoder, ConditionalVae, ImportanceWeightedVae, TotalCorrelationVae, Vae
 from vae.results import VaeResults
 
 LABELS = ("autoencoder", "vae")
@@ -80,7 +81,9 @@ def run(
             f"batch_size is {config.batch_size}, expected a multiple of the {parallel.device_count()} devices with the "
             "objective tcvae, whose loss an example of padding would change"
         )
-    models = make_models(config, data.image_shape, model)
+    if config.objective == "conditional" and len(data.classes) < 2:
+        raise UserError(f"the objective conditional is given classes, of which {data.source} has {len(data.classes)}")
+    models = make_models(config, data.image_shape, model, len(data.classes))
     metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
     log(f"vae: {config.train_images:,} training and {len(data.test.images):,} held-out images from {data.source}")
     variables = {
@@ -101,7 +104,8 @@ def load(run_dir: Path, config: VaeConfig) -> VaeResults:
     Raises:
         UserError: A file is missing or damaged, or the weights are those of other models.
     """
-    return VaeResults.load(run_dir, config, make_models(config))
+    described = read_json(run_dir / "results.json")["data"]
+    return VaeResults.load(run_dir, config, make_models(config, classes=len(described["classes"])))
 
 
 def manifest(config: VaeConfig) -> Manifest:
@@ -133,25 +137,32 @@ def manifest(config: VaeConfig) -> Manifest:
             "vae.test_kl",
             "vae.test_iwae",
         ),
-        figures=tuple(f"{name}.png" for name in figures.NAMES_OF_FIGURES),
+        figures=tuple(
+            f"{name}.png"
+            for name in (*figures.NAMES_OF_FIGURES, *(["styles"] if config.objective == "conditional" else []))
+        ),
     )
 
 
 def make_models(
-    config: VaeConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE, model: LatentVariableModel | None = None
+    config: VaeConfig,
+    image_shape: tuple[int, int, int] = IMAGE_SHAPE,
+    model: LatentVariableModel | None = None,
+    classes: int = CLASSES,
 ) -> dict[str, LatentVariableModel]:
     """Return the autoencoder and the VAE that a configuration names; `model` takes the place of the VAE."""
     networks = make_networks(config, image_shape, Autoencoder.heads)
     autoencoder = Autoencoder(config.latent_dim, image_shape, *networks, precision=config.precision)
-    return {"autoencoder": autoencoder, "vae": model or make_vae(config, image_shape)}
+    return {"autoencoder": autoencoder, "vae": model or make_vae(config, image_shape, classes)}
 
 
-def make_vae(config: VaeConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE) -> Vae:
+def make_vae(config: VaeConfig, image_shape: tuple[int, int, int] = IMAGE_SHAPE, classes: int = CLASSES) -> Vae:
     """Return the VAE that a configuration names."""
     kinds: dict[str, Callable[..., Vae]] = {
         "elbo": Vae,
         "tcvae": partial(TotalCorrelationVae, dataset_size=config.train_images),
         "iwae": partial(ImportanceWeightedVae, samples=config.objective_samples),
+        "conditional": partial(ConditionalVae, classes=classes),
     }
     return kinds[config.objective](
         config.latent_dim,
@@ -212,11 +223,12 @@ def _train(
     keys = evaluate.evaluation_prng_keys(config.seed, config.seeds, "held out")
 
     def evaluate_loss(variables: Variables) -> dict[str, np.ndarray]:
-        measured = evaluate.evaluate_test_set(model, variables, data.test.images, keys)
+        measured = evaluate.evaluate_test_set(model, variables, evaluate.take_inputs(model, *data.test), keys)
         return {"loss": np.mean(measured["loss"], axis=1)}
 
+    train = (part[: config.train_images] for part in data.train)
     train_steps = resident_train_steps(
-        parallel.put_replicated(data.train.images[: config.train_images]),
+        parallel.put_replicated(evaluate.take_inputs(model, *train)),
         schedule,
         loss=partial(model.loss, train=True),
         optimizer=adam(config.learning_rate, config.adam_epsilon),

@@ -59,12 +59,16 @@ def draw(run_dir: Path) -> list[Path]:
         "reconstructions": lambda: reconstructions(
             pictures["originals"], {name: pictures[f"{name}_reconstructions"] for name in NAMES}
         ),
-        "manifold": lambda: manifold(pictures["vae_manifold"], latents["vae_z"].shape[1]),
+        "manifold": lambda: manifold(
+            pictures["vae_manifold"], latents["vae_z"].shape[1], results.get("shown_class", "")
+        ),
         "prior_samples": lambda: prior_samples(
             {name: pictures[f"{name}_samples"] for name in NAMES}, {name: results[name] for name in NAMES}
         ),
         "losses": lambda: losses(rows),
     }
+    if "vae_styles" in pictures:
+        figures["styles"] = lambda: styles(pictures["vae_styles"], read_classes(latents))
     return [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
 
 
@@ -135,8 +139,16 @@ def reconstructions(originals: Picture, by_model: Mapping[str, Picture]) -> Figu
     return figure
 
 
-def manifold(pictures: UInt8[np.ndarray, "n n height width channels"], latent_dim: int = 2) -> Figure:
-    """Draw the decoded grid over the quantiles of the prior; rows from high to low z₂, columns from low to high z₁."""
+def manifold(
+    pictures: UInt8[np.ndarray, "n n height width channels"], latent_dim: int = 2, given_class: str = ""
+) -> Figure:
+    """Draw the decoded grid over the quantiles of the prior; rows from high to low z₂, columns from low to high z₁.
+
+    Args:
+        pictures: The grid.
+        latent_dim: Latent dimensions.
+        given_class: Class that a conditional model is given.
+    """
     one, other = ("$z_1$", "$z_2$") if latent_dim <= 2 else ("the direction of largest variance", "the second largest")
     height, width = pictures.shape[2:4]
     figure = Figure(figsize=(8, 8.3), layout="constrained")
@@ -148,7 +160,23 @@ def manifold(pictures: UInt8[np.ndarray, "n n height width channels"], latent_di
     axes.set_xticks(ticks * width - 0.5, labels)
     axes.set_yticks((side - ticks) * height - 0.5, labels)
     axes.set(xlabel=f"quantile of {one} under the prior", ylabel=f"quantile of {other} under the prior")
-    axes.set_title("VAE: what the latent plane decodes to", fontsize=12)
+    given = f", given the class {given_class}" if given_class else ""
+    axes.set_title(f"VAE: what the latent plane decodes to{given}", fontsize=12)
+    return figure
+
+
+def styles(pictures: UInt8[np.ndarray, "samples classes height width channels"], classes: Sequence[str]) -> Figure:
+    """Draw samples of the prior decoded as every class by a conditional model: a row a sample, a column a class."""
+    count, columns, _, width, _ = pictures.shape
+    figure = Figure(figsize=(max(4, 0.6 * columns), 0.6 * count + 0.8), layout="constrained")
+    axes = figure.subplots()
+    _show(axes, tile(pictures.reshape(-1, *pictures.shape[2:]), columns))
+    axes.set_xticks((np.arange(columns) + 0.5) * width - 0.5, classes, rotation=0 if columns <= 10 else 90)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.set_yticks([])
+    axes.set_ylabel("samples from the prior")
+    axes.set_title("class given to the VAE", fontsize=12)
     return figure
 
 

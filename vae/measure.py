@@ -12,7 +12,7 @@ from latentlab import parallel
 from latentlab.disentanglement import Part, measure_disentanglement
 from latentlab.errors import UserError
 from latentlab.labeled_images import Dataset
-from latentlab.model import LatentVariableModel, Variables
+from latentlab.model import ConditionalModel, LatentVariableModel, Variables
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import note_nulls
 from vae import evaluate
@@ -25,6 +25,7 @@ RECONSTRUCTIONS = 12
 MANIFOLD_SIDE = 20
 SHOWN_SAMPLES = 100
 SHOWN_POINTS = 2000
+SHOWN_STYLES = 10
 PLANE_SIDE = 40
 
 
@@ -38,7 +39,9 @@ class ModelValues:
         prior: Samples from the prior.
         plane: The plane that two-dimensional figures show, of the first seed.
         extent: Half the side of the square that they show.
-        decoded: Pictures of `samples`, `reconstructions`, `points`, `manifold` and `plane`.
+        decoded: Pictures of `samples`, `reconstructions`, `points`, `manifold` and `plane`; of a conditional model
+            samples are of the classes in turn, manifold and plane of the first test image's class, and `styles` has
+            a few samples of the prior in all classes.
     """
 
     test: Mapping[str, np.ndarray]
@@ -75,12 +78,14 @@ def measure(
         per_seed = [_measure_seed(config, name, values, data, last[name, seed], seed) for seed in range(config.seeds)]
         if name == "vae":
             keys = evaluation_prng_keys(config.seed, config.seeds, "bound")
-            bounds = evaluate.importance_weighted_bound(
-                model, variables[name], data.test.images, keys, config.iwae_samples
-            )
+            images = evaluate.take_inputs(model, *data.test)
+            bounds = evaluate.importance_weighted_bound(model, variables[name], images, keys, config.iwae_samples)
             for measured, bound in zip(per_seed, bounds.astype(np.float64), strict=True):
                 measured["test_iwae"] = -float(bound.mean())
             pictures["vae_manifold"] = _square(values.decoded["manifold"][0])
+            if isinstance(model, ConditionalModel):
+                pictures["vae_styles"] = values.decoded["styles"][0].reshape(-1, model.classes, *model.image_shape)
+                measures["shown_class"] = data.classes[data.test.labels[0]]
         measures[name] = {key: _summarize_seeds([measured[key] for measured in per_seed]) for key in per_seed[0]}
         latents |= _latent_arrays(name, values, sampled)
         pictures |= _picture_arrays(name, values)
@@ -100,9 +105,13 @@ def evaluate_model(
     """Return what a trained model gives for the test set, the training images, the prior and the plane."""
     seeds = config.seeds
     test = evaluate.evaluate_test_set(
-        model, variables, data.test.images, evaluation_prng_keys(config.seed, seeds, "held out")
+        model,
+        variables,
+        evaluate.take_inputs(model, *data.test),
+        evaluation_prng_keys(config.seed, seeds, "held out"),
     )
-    train_means = evaluate.encode(model, variables, data.train.images[: config.train_images], seeds)
+    train = (part[: config.train_images] for part in data.train)
+    train_means = evaluate.encode(model, variables, evaluate.take_inputs(model, *train), seeds)
     shape = (config.prior_samples, model.latent_dim)
     keys = evaluation_prng_keys(config.seed, seeds, "prior samples")
     prior = np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
@@ -113,17 +122,28 @@ def evaluate_model(
     def for_all_seeds(latents: np.ndarray) -> np.ndarray:
         return np.broadcast_to(latents, (seeds, *latents.shape))
 
+    labels, first = data.test.labels, data.test.labels[:1]
     wanted = {
-        "samples": prior,
-        "reconstructions": test["mean"][:, :RECONSTRUCTIONS],
-        "points": test["mean"][:, sampled[:SHOWN_POINTS]],
-        "manifold": for_all_seeds(plane.embed(quantile_grid(MANIFOLD_SIDE))),
-        "plane": for_all_seeds(plane.embed(even_grid(PLANE_SIDE, extent))),
+        "samples": (prior, sample_classes(config, data)),
+        "reconstructions": (test["mean"][:, :RECONSTRUCTIONS], labels[:RECONSTRUCTIONS]),
+        "points": (test["mean"][:, sampled[:SHOWN_POINTS]], labels[sampled[:SHOWN_POINTS]]),
+        "manifold": (for_all_seeds(plane.embed(quantile_grid(MANIFOLD_SIDE))), first.repeat(MANIFOLD_SIDE**2)),
+        "plane": (for_all_seeds(plane.embed(even_grid(PLANE_SIDE, extent))), first.repeat(PLANE_SIDE**2)),
     }
-    ends = np.cumsum([rows.shape[1] for rows in wanted.values()])[:-1]
-    everything = evaluate.decode(model, variables, np.concatenate(list(wanted.values()), axis=1))
+    if isinstance(model, ConditionalModel):
+        styles = prior[:, :SHOWN_STYLES]
+        classes = np.tile(np.arange(model.classes), styles.shape[1])
+        wanted["styles"] = (styles.repeat(model.classes, axis=1), classes)
+    ends = np.cumsum([len(classes) for _, classes in wanted.values()])[:-1]
+    codes_and_classes = [evaluate.take_latents(model, *both) for both in wanted.values()]
+    everything = evaluate.decode(model, variables, np.concatenate(codes_and_classes, axis=1))
     decoded = dict(zip(wanted, np.split(everything, ends, axis=1), strict=True))
     return ModelValues(test, train_means, prior, plane, extent, decoded)
+
+
+def sample_classes(config: VaeConfig, data: Dataset) -> np.ndarray:
+    """Return the classes of prior samples of a conditional model: each in turn."""
+    return np.arange(config.prior_samples) % max(len(data.classes), 1)
 
 
 def sample_test_images(config: VaeConfig, available: int) -> np.ndarray:
@@ -147,6 +167,12 @@ def _measure_seed(
         measured["neighbour_accuracy"] = evaluate.score_neighbours(
             values.train_means[seed], train_labels, test["mean"], data.test.labels
         )
+    if "styles" in values.decoded:
+        # a nearest neighbours' vote among pixels, which knows nothing of the model
+        samples, classes = values.decoded["samples"][seed], sample_classes(config, data)
+        flat = (images.reshape(len(images), -1) / 255 for images in (data.train.images[: config.train_images], samples))
+        train_pixels, sample_pixels = flat
+        measured["prior_class_accuracy"] = evaluate.score_neighbours(train_pixels, train_labels, sample_pixels, classes)
     if data.test_factors is not None:
         known = Part(test["mean"], data.test_factors)
         scores = measure_disentanglement(known, is_continuous=True, seed=config.seed + seed)

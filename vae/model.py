@@ -22,10 +22,12 @@ from jaxtyping import Float, Int, Key
 from latentlab.kernels.convolution import conv_general_dilated, convolution_transpose
 from latentlab.model import (
     Images,
+    Labeled,
     Latents,
     Loss,
     PerExample,
     Variables,
+    attach_labels,
     merge_network_variables,
     select_network_variables,
 )
@@ -187,6 +189,11 @@ class Vae(Autoencoder):
     ) -> Loss:
         """Return the negative evidence lower bound with one posterior sample per image, in nats."""
         logits, mean, log_variance = self._reconstruct(variables, images, key, train)
+        return self._bound(logits, images, mean, log_variance, step)
+
+    def _bound(
+        self, logits: Images, images: Images, mean: Latents, log_variance: Latents, step: Int[Array, ""] | int
+    ) -> Loss:
         reconstruction: PerExample = losses.RECONSTRUCTIONS[self.reconstruction](logits, images)
         kl = losses.gaussian_kl(mean, log_variance)
         beta = losses.warm_up_beta(step, self.warmup_steps, self.beta)
@@ -252,3 +259,44 @@ class ImportanceWeightedVae(Vae):
         bound, reconstruction = losses.sample_importance_weights(key, images, mean, log_variance, decode, self.samples)
         kl = jnp.sum(losses.gaussian_kl(mean, log_variance), axis=-1)
         return Loss(-bound, {"reconstruction": reconstruction, "kl": kl}, {})
+
+
+@dataclass(frozen=True)
+class ConditionalVae(Vae):
+    """VAE of images given their class (Sohn, Lee & Yan 2015): the bound is one on log p(x | class).
+
+    The encoder sees a plane for every class behind the channels of the image, 1 in that of its own; the decoder sees
+    the class one-hot behind the latents. What is left to the latents is what differs within a class.
+
+    Attributes:
+        classes: Number of classes.
+    """
+
+    classes: int = 10
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        """Return the variables of both networks."""
+        encoder_key, decoder_key = jax.random.split(key)
+        encoder, decoder = self._networks()
+        height, width, channels = self.image_shape
+        return merge_network_variables(
+            encoder=encoder.init(encoder_key, jnp.zeros((1, height, width, channels + self.classes))),
+            decoder=decoder.init(decoder_key, jnp.zeros((1, self.latent_dim + self.classes))),
+        )
+
+    def encode(self, variables: Variables, images: Labeled) -> tuple[Latents, Latents]:  # type: ignore[override]
+        """Return mean and log variance of the posterior of images whose class is known."""
+        pixels, labels = images
+        planes = jax.nn.one_hot(labels, self.classes, dtype=pixels.dtype)[:, None, None]
+        planes = jnp.broadcast_to(planes, (*pixels.shape[:3], self.classes))
+        return super().encode(variables, jnp.concatenate([pixels, planes], axis=-1))
+
+    def loss(  # type: ignore[override]
+        self, variables: Variables, images: Labeled, key: Key[Array, ""], step: Int[Array, ""] | int, *, train: bool
+    ) -> Loss:
+        """Return the negative evidence lower bound of images given their class, in nats."""
+        precision = self.precision if train else "default"
+        mean, log_variance = apply_with_precision(precision, self.encode, variables, images)
+        latents = attach_labels(losses.reparameterize(key, mean, log_variance), images.labels, self.classes)
+        logits = apply_with_precision(precision, self.decode, variables, latents)
+        return self._bound(logits, images.images, mean, log_variance, step)

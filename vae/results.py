@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
@@ -23,6 +23,7 @@ COMPARED = {
     "Fréchet distance, prior samples": "prior_frechet_distance",
     "density of prior samples": "prior_density",
     "coverage of prior samples": "prior_coverage",
+    "prior samples of the class asked for": "prior_class_accuracy",
     "negative ELBO, training, nats": "train_negative_elbo",
     "negative ELBO, held out, nats": "test_negative_elbo",
     "negative IWAE bound, held out, nats": "test_iwae",
@@ -51,16 +52,28 @@ class VaeResults:
     measures: Mapping[str, Any]
 
     def encode(
-        self, images: UInt8[Array | np.ndarray, "n height width channels"], name: str = "vae", seed: int = 0
+        self,
+        images: UInt8[Array | np.ndarray, "n height width channels"],
+        name: str = "vae",
+        seed: int = 0,
+        labels: Int[Array | np.ndarray, " n"] | None = None,
     ) -> Float[np.ndarray, "n latent"]:
-        """Return posterior means of images 0…255."""
-        return evaluate.encode(self.models[name], self._of_seed(name, seed), np.asarray(images))[0]
+        """Return posterior means of images 0…255; a conditional model asks for their classes too."""
+        model = self.models[name]
+        inputs = evaluate.take_inputs(model, np.asarray(images), None if labels is None else np.asarray(labels))
+        return evaluate.encode(model, self._of_seed(name, seed), inputs)[0]
 
     def decode(
-        self, latents: Float[Array | np.ndarray, "n latent"], name: str = "vae", seed: int = 0
+        self,
+        latents: Float[Array | np.ndarray, "n latent"],
+        name: str = "vae",
+        seed: int = 0,
+        labels: Int[Array | np.ndarray, " n"] | None = None,
     ) -> UInt8[np.ndarray, "n height width channels"]:
-        """Return images 0…255 of latents."""
-        return evaluate.decode(self.models[name], self._of_seed(name, seed), np.asarray(latents, np.float32)[None])[0]
+        """Return images 0…255 of latents; a conditional model asks for their classes too."""
+        model, given = self.models[name], None if labels is None else np.asarray(labels)
+        inputs = evaluate.take_latents(model, np.asarray(latents, np.float32)[None], given)
+        return evaluate.decode(model, self._of_seed(name, seed), inputs)[0]
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of every file that `save` writes."""
@@ -91,6 +104,7 @@ class VaeResults:
         lines += [
             f"{label:36} {format_number('autoencoder', key):>20} {format_number('vae', key):>20}"
             for label, key in COMPARED.items()
+            if key in self.measures["vae"]
         ]
         return "\n".join(lines)
 

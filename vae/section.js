@@ -146,15 +146,17 @@ function latentSpace(section) {
     redraws.push(() => { button.style.color = hues()[digit % 10]; });
     return button;
   });
-  const gallery = el("div", { class: "two", hidden: true }, ...section.planes.map((made) => {
-    const sheet = made.samples, box = el("canvas", { class: "picture", role: "img", "aria-label": `${made.name}: samples from the prior` });
+  const wholeSheet = (sheet, label, caption) => {
+    const box = el("canvas", { class: "picture", role: "img", "aria-label": label });
     sprite(sheet).ready.then(() => {
       const { image } = sprite(sheet);
       Object.assign(box, { width: image.width, height: image.height });
       box.getContext("2d").drawImage(image, 0, 0);
     });
-    return el("figure", {}, box, el("figcaption", {}, `${made.name}: the squares, decoded`));
-  }));
+    return el("figure", {}, box, el("figcaption", {}, caption));
+  };
+  const gallery = el("div", { class: "two", hidden: true }, ...section.planes.map((made) =>
+    wholeSheet(made.samples, `${made.name}: samples from the prior`, `${made.name}: the squares, decoded`)));
   const toggle = (label, change) => {
     const button = el("button", { type: "button", "aria-pressed": "false", onclick: () => {
       const on = button.getAttribute("aria-pressed") !== "true";
@@ -170,6 +172,7 @@ function latentSpace(section) {
       + "prior. Move over a plane to see the digit that is decoded there; choose a digit to see what becomes of it in both."),
     section.latentDim > 2 ? el("p", {}, `The models have ${section.latentDim} latent dimensions. Each plane is the one through the mean of the `
       + "codes along their two directions of largest variance, and z are the coordinates in it.") : null,
+    section.shownClass ? el("p", {}, `The VAE is given the class of every image. Its plane is decoded as the class ${section.shownClass}.`) : null,
     el("div", { class: "controls" },
       el("div", { class: "digits", role: "group", "aria-label": "Show one digit alone" }, ...digits),
       toggle("samples from the prior", (on) => { shared.prior = on; gallery.hidden = !on; }),
@@ -178,6 +181,8 @@ function latentSpace(section) {
     el("h3", {}, "The chosen digit, and its reconstructions"),
     el("div", { class: "row" }, original.figure, ...reconstructed.map((one) => one.figure), el("p", {}, told)),
     gallery,
+    ...section.styles ? [el("h3", {}, "Samples from the prior, a row each, as every class"),
+      el("div", { class: "two" }, wholeSheet(section.styles, "VAE: samples from the prior as every class", `classes ${section.classes.join(", ")}`))] : [],
     el("h3", {}, `Compared in numbers, ${section.seeds > 1 ? `mean and standard deviation of ${section.seeds} seeds` : "of one seed"}`),
     table("", ["", ...section.planes.map((made) => made.name)], section.numbers.map(({ label, values }) => [
       label, ...values.map((value) => value == null ? "–" : significant(value.mean)

@@ -42,11 +42,18 @@ def make_section(run_dir: Path) -> dict[str, Any]:
             for name, title in NAMES.items()
         ],
         "seeds": int(results["seeds"]),
+        "shownClass": results.get("shown_class"),
+        "styles": _sprite_of_styles(pictures.get("vae_styles")),
         "numbers": [
             {"label": label, "values": [_spread(results[name].get(key)) for name in NAMES]}
             for label, key in COMPARED.items()
+            if key in results["vae"]
         ],
     }
+
+
+def _sprite_of_styles(pictures: np.ndarray | None) -> dict[str, Any] | None:
+    return None if pictures is None else sprite(flatten_grid(pictures), pictures.shape[1])
 
 
 def _project(latents: Mapping[str, np.ndarray], name: str, codes: np.ndarray) -> list[float]:

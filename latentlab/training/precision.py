@@ -11,7 +11,7 @@ from latentlab.config import Precision
 MATMUL = {"float32": "float32", "tf32": "tensorfloat32"}
 
 
-def apply_with_precision(precision: Precision, apply: Callable[..., Any], variables: Any, *inputs: jax.Array) -> Any:
+def apply_with_precision(precision: Precision, apply: Callable[..., Any], variables: Any, *inputs: Any) -> Any:
     """Return `apply(variables, *inputs)` in the given precision; variables, gradients and results are float32.
 
     Args:
@@ -20,7 +20,7 @@ def apply_with_precision(precision: Precision, apply: Callable[..., Any], variab
             and activations are bfloat16 (a mantissa of 7 bits); running statistics of BatchNorm stay float32.
         apply: A network; what it returns beside its outputs, such as statistics, is float32 too.
         variables: Of the network, by collection.
-        inputs: float32.
+        inputs: Trees of float32; integers among their leaves stay so.
     """
     if precision == "default":
         return apply(variables, *inputs)
@@ -32,7 +32,8 @@ def apply_with_precision(precision: Precision, apply: Callable[..., Any], variab
         statistic = any(getattr(key, "key", None) == "batch_stats" for key in path)
         return leaf if statistic else leaf.astype(jnp.bfloat16)
 
-    outputs = apply(
-        jax.tree_util.tree_map_with_path(cast, variables), *(array.astype(jnp.bfloat16) for array in inputs)
-    )
+    def cast_input(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    outputs = apply(jax.tree_util.tree_map_with_path(cast, variables), *jax.tree.map(cast_input, inputs))
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), outputs)

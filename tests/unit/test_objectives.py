@@ -10,10 +10,11 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from latentlab.errors import UserError
-from latentlab.model import LatentVariableModel
+from latentlab.labeled_images import Dataset, LabeledImages
+from latentlab.model import Labeled, LatentVariableModel, attach_labels
 from vae import evaluate, experiment, losses
 from vae.config import PRESETS
-from vae.model import ImportanceWeightedVae, TotalCorrelationVae, Vae
+from vae.model import ConditionalVae, ImportanceWeightedVae, TotalCorrelationVae, Vae
 
 GENERATOR = np.random.default_rng(0)
 MEAN, LOG_VARIANCE = GENERATOR.normal(size=(6, 3)), GENERATOR.normal(-1, 0.5, size=(6, 3))
@@ -120,7 +121,9 @@ def test_the_configuration_names_the_objective() -> None:
     assert isinstance(tcvae, TotalCorrelationVae) and (tcvae.beta, tcvae.dataset_size) == (6.0, quick.train_images)
     iwae = experiment.make_vae(replace(quick, objective="iwae", objective_samples=9))
     assert isinstance(iwae, ImportanceWeightedVae) and iwae.samples == 9
-    assert all(isinstance(model, LatentVariableModel) for model in (tcvae, iwae))
+    conditional = experiment.make_vae(replace(quick, objective="conditional"), classes=47)
+    assert isinstance(conditional, ConditionalVae) and conditional.classes == 47
+    assert all(isinstance(model, LatentVariableModel) for model in (tcvae, iwae, conditional))
 
 
 def test_batches_of_tcvae_have_no_padding() -> None:
@@ -143,3 +146,117 @@ def test_batches_of_tcvae_have_no_padding() -> None:
 def test_settings_that_an_objective_does_not_have_are_refused(fields: dict) -> None:
     with pytest.raises(UserError, match=r"objective|batch_size"):
         replace(PRESETS["quick"], **fields)
+
+
+LABELS = np.array([3, 0, 9, 3])
+
+
+@pytest.fixture(scope="module")
+def conditional() -> tuple[ConditionalVae, dict]:
+    model = ConditionalVae(classes=10)
+    return model, model.init(jax.random.key(0))
+
+
+def test_conditional_loss_is_the_bound_given_the_class(conditional: tuple[ConditionalVae, dict]) -> None:
+    model, variables = conditional
+    found = model.loss(variables, Labeled(IMAGES, jnp.asarray(LABELS)), KEY, 0, train=True)
+    mean, log_variance = (np.asarray(part, np.float64) for part in model.encode(variables, Labeled(IMAGES, LABELS)))
+    latents = np.asarray(losses.reparameterize(KEY, jnp.float32(mean), jnp.float32(log_variance)))
+    logits = np.asarray(
+        model.decode(variables, np.concatenate([latents, np.eye(10, dtype=np.float32)[LABELS]], axis=1)), np.float64
+    )
+    images = np.asarray(IMAGES, np.float64)
+    cross_entropy = (np.logaddexp(0, logits) - images * logits).sum(axis=(1, 2, 3))
+    kl = 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance).sum(axis=1)
+    np.testing.assert_allclose(found.per_example, cross_entropy + kl, rtol=1e-5)
+
+
+def test_the_class_matters_to_both_networks_and_those_of_others_do_not(
+    conditional: tuple[ConditionalVae, dict],
+) -> None:
+    model, variables = conditional
+    other = LABELS.copy()
+    other[1] = 5
+    means = [model.encode(variables, Labeled(IMAGES, labels))[0] for labels in (LABELS, other)]
+    moved = np.abs(np.asarray(means[0] - means[1])).max(axis=1)
+    assert moved[1] > 1e-3 and not moved[[0, 2, 3]].any()
+    codes = np.zeros((4, 2), np.float32)
+    pictures = [model.decode(variables, attach_labels(codes, labels, 10)) for labels in (LABELS, other)]
+    moved = np.abs(np.asarray(pictures[0] - pictures[1])).max(axis=(1, 2, 3))
+    assert moved[1] > 1e-4 and not moved[[0, 2, 3]].any()
+
+
+def test_weights_without_the_class_give_the_vae(variables: dict, conditional: tuple[ConditionalVae, dict]) -> None:
+    """Where the weights of the class are cut off, what is left is a VAE of the same numbers."""
+    model, full = conditional
+    encoder, decoder = full["params"]["encoder"], full["params"]["decoder"]
+    silent = {
+        "encoder": encoder
+        | {"conv_0": encoder["conv_0"] | {"kernel": encoder["conv_0"]["kernel"].at[:, :, 1:].set(0)}},
+        "decoder": decoder | {"dense": decoder["dense"] | {"kernel": decoder["dense"]["kernel"].at[2:].set(0)}},
+    }
+    cut = {
+        "encoder": encoder | {"conv_0": encoder["conv_0"] | {"kernel": encoder["conv_0"]["kernel"][:, :, :1]}},
+        "decoder": decoder | {"dense": decoder["dense"] | {"kernel": decoder["dense"]["kernel"][:2]}},
+    }
+    found = model.loss({"params": silent, "batch_stats": {}}, Labeled(IMAGES, LABELS), KEY, 0, train=True)
+    want = Vae().loss({"params": cut, "batch_stats": {}}, IMAGES, KEY, 0, train=True)
+    np.testing.assert_allclose(found.per_example, want.per_example, rtol=1e-5)
+
+
+def test_evaluation_of_a_conditional_model_gives_every_image_its_class(
+    conditional: tuple[ConditionalVae, dict],
+) -> None:
+    model, variables = conditional
+    pixels = np.asarray(jnp.round(255 * IMAGES), np.uint8)
+    inputs = evaluate.take_inputs(model, pixels, LABELS)
+    keys = jax.random.split(KEY, 1)
+    measured = evaluate.evaluate_test_set(model, variables, inputs, keys)
+    floats = Labeled(jnp.asarray(pixels, jnp.float32) / 255, jnp.asarray(LABELS))
+    mean, _ = model.encode(variables, floats)
+    np.testing.assert_allclose(measured["mean"][0], mean, atol=1e-5)
+    latents = attach_labels(jnp.asarray(measured["latent"][0]), floats.labels, 10)
+    logits = model.decode(variables, latents)
+    np.testing.assert_allclose(
+        measured["reconstruction"][0], losses.binary_cross_entropy(logits, floats.images), rtol=1e-5
+    )
+    many = evaluate.importance_weighted_bound(model, variables, inputs, keys, 64)[0]
+    elbo = -(measured["reconstruction"][0] + measured["kl"][0].sum(axis=1))
+    assert np.abs(many - elbo).max() < 5  # untrained posteriors are all but the prior
+    with pytest.raises(ValueError, match="expected labels"):
+        evaluate.take_inputs(model, pixels, None)
+    with pytest.raises(ValueError, match="expected labels"):
+        evaluate.take_latents(model, np.zeros((1, 4, 2), np.float32), None)
+
+
+def test_a_conditional_model_learns_what_a_class_is() -> None:
+    """Bars that stand or lie, of any brightness: the class asked for is the class that is drawn."""
+    generator = np.random.default_rng(0)
+    labels = (np.arange(256) % 2).astype(np.int32)
+    images = np.zeros((256, 28, 28, 1), np.uint8)
+    for image, label, brightness in zip(images, labels, generator.integers(80, 256, 256), strict=True):
+        height, width = ((12, 4), (4, 12))[label]
+        image[8 : 8 + height, 8 : 8 + width] = brightness
+    parts = LabeledImages(images, labels)
+    config = replace(
+        PRESETS["quick"], objective="conditional", network="keras_io", train_images=256, epochs=25,
+        epochs_per_checkpoint=25, learning_rate=2e-3, latent_points=50, prior_samples=100,
+    )  # fmt: skip
+    data = Dataset("bars", parts, parts, ("stands", "lies"))
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers
+        results = experiment.run(config, data=data, log=lambda line: None)
+    assert results.measures["vae"]["prior_class_accuracy"]["mean"] > 0.9
+    assert results.measures["shown_class"] == "stands"
+    codes = results.encode(images[:6], labels=labels[:6])
+    for label, sign in ((0, 1), (1, -1)):
+        drawn = results.decode(codes, labels=np.full(6, label)).astype(float)[..., 0]
+        heights, widths = drawn.sum(axis=1).max(axis=1), drawn.sum(axis=2).max(axis=1)
+        assert (sign * (heights - widths) > 0).all()
+    assert results.pictures["vae_styles"].shape == (10, 2, 28, 28, 1)
+
+
+def test_a_conditional_model_wants_classes() -> None:
+    parts = LabeledImages(np.zeros((40, 28, 28, 1), np.uint8), np.zeros(40, np.int32))
+    config = replace(PRESETS["quick"], objective="conditional", train_images=40)
+    with pytest.raises(UserError, match="conditional is given classes, of which pictures has 0"):
+        experiment.run(config, data=Dataset("pictures", parts, parts, ()))
