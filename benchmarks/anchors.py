@@ -27,12 +27,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--out", type=Path, help="directory of the run, which then can be resumed")
     options = parser.parse_args()
-    mnist = open_dataset(f"idx:{options.mnist}")
-    both = LabeledImages(*(np.concatenate(parts) for parts in zip(mnist.train, mnist.test, strict=True)))
+    data = read_all(options.mnist)
     config = replace(
         PRESETS["original"],
         network="keras_io",
-        train_images=len(both.images),
+        train_images=len(data.train.images),
         epochs=options.epochs,
         epochs_per_checkpoint=5,
         batch_size=128,
@@ -41,11 +40,18 @@ def main() -> None:
     )
     if options.out:
         options.out.mkdir(exist_ok=True)
-    results = experiment.run(config, options.out, data=Dataset("all of MNIST", both, mnist.test))
+    results = experiment.run(config, options.out, data=data)
     found = results.measures["vae"]
     ours = [found[f"train_{name}"]["mean"] for name in ("negative_elbo", "reconstruction", "kl")]
     for (name, published), value in zip(KERAS_IO.items(), ours, strict=True):
         print(f"{name}: {value:.2f} here, {published:.2f} published")
+
+
+def read_all(mnist: Path) -> Dataset:
+    """Return a data set whose training images are all 70,000; the test images are among them."""
+    parts = open_dataset(f"idx:{mnist}")
+    both = LabeledImages(*(np.concatenate(part) for part in zip(parts.train, parts.test, strict=True)))
+    return Dataset("all of MNIST", both, parts.test)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ GLOROT = nn.initializers.glorot_uniform()
 
 
 class Encoder(nn.Module):
-    """Images to posterior mean and log variance, SPEC §2."""
+    """Images to posterior mean and log variance of the face VAE."""
 
     train: bool
 
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
 
 
 class Vae(nn.Module):
-    """Encoder and decoder of SPEC §2 in training; images to logits of pixels, posterior mean and log variance."""
+    """Encoder and decoder of the face VAE in training; images to logits of pixels, posterior mean and log variance."""
 
     @nn.compact
     def __call__(self, images: Array, key: Array) -> tuple[Array, Array, Array]:

@@ -16,7 +16,7 @@ from latent_arith.config import ORIGINAL
 
 
 def networks() -> tuple[keras.Model, keras.Model]:
-    """Build the encoder, images to mean and log variance, and decoder, latents to logits, of SPEC §2."""
+    """Build the encoder, images to mean and log variance, and decoder, latents to logits, of the face VAE."""
 
     def normalized(hidden: Any) -> Any:
         return layers.LeakyReLU(0.3)(layers.BatchNormalization(momentum=0.99, epsilon=1e-3)(hidden))

@@ -19,7 +19,7 @@ Compiled = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Vae(nn.Module):
-    """Encoder and decoder of SPEC §2, in PyTorch's own padding (see `mnist_torch`)."""
+    """Encoder and decoder of the face VAE, in PyTorch's own padding (see `mnist_torch`)."""
 
     def __init__(self) -> None:
         super().__init__()

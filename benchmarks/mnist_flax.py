@@ -16,7 +16,7 @@ from vae.config import ORIGINAL
 
 
 class Vae(nn.Module):
-    """Encoder and decoder of SPEC §1; images to logits of pixels, posterior mean and log variance."""
+    """Encoder and decoder of the digits' VAE; images to logits of pixels, posterior mean and log variance."""
 
     @nn.compact
     def __call__(self, images: Array, key: Array) -> tuple[Array, Array, Array]:

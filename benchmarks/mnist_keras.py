@@ -17,7 +17,7 @@ from vae.config import ORIGINAL, VaeConfig
 
 
 def networks() -> tuple[keras.Model, keras.Model]:
-    """Build the encoder, images to mean and log variance, and decoder, latents to logits, of SPEC §1."""
+    """Build the encoder, images to mean and log variance, and decoder, latents to logits, of the digits' VAE."""
     hidden = images = keras.Input((28, 28, 1))
     for features, stride in ((32, 1), (64, 2), (64, 2), (64, 1)):
         hidden = layers.LeakyReLU(0.3)(layers.Conv2D(features, 3, stride, padding="same")(hidden))

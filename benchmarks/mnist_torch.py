@@ -15,7 +15,7 @@ from vae.config import ORIGINAL
 
 
 class Vae(nn.Module):
-    """Encoder and decoder of SPEC §1, in PyTorch's own padding.
+    """Encoder and decoder of the digits' VAE, in PyTorch's own padding.
 
     A stride of 2 pads one row before instead of one after, as PyTorch's `padding=1` does: the
     same network for mirrored images, and one copy of the input less than with `functional.pad`.

@@ -276,7 +276,7 @@ def test_a_strength_of_one_is_what_the_scale_says(
 
 
 def test_presets_are_what_the_specification_says() -> None:
-    """Batch 32, Adam 5e-4, dropout 0.25, 10,000 · cross-entropy: SPEC's table."""
+    """Batch 32, Adam 5e-4, dropout 0.25, 10,000 · cross-entropy, as the exercise has them."""
     original = PRESETS["original"]
     assert (original.batch_size, original.learning_rate, original.adam_epsilon) == (32, 5e-4, 1e-7)
     assert (original.dropout, original.reconstruction_weight) == (0.25, 10_000)
