@@ -7,6 +7,8 @@ which goes on where it stopped, and which `latentlab report` draws.
 """
 
 import argparse
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +40,7 @@ SETTING = replace(
     network="keras_io",
     latent_dim=10,
     train_images=10_000,
-    batch_size=128,
+    batch_size=100,
     learning_rate=1e-3,
     epochs=30,
     seeds=3,
@@ -56,10 +58,20 @@ def main() -> None:
     for index, (name, choice) in enumerate(OBJECTIVES.items()):
         run_dir = options.out / str(index)
         run_dir.mkdir(parents=True, exist_ok=True)
+        copy_autoencoder(options.out / "0", run_dir)
         rows[name] = measure(replace(setting if options.quick else SETTING, **choice), run_dir)
     print("\n".join([_row(["objective", *COLUMNS]), _row(["---"] * (1 + len(COLUMNS)))]))
     for name, measured in rows.items():
         print(_row([name, *(_cell(measured[key]) for key in COLUMNS.values())]))
+
+
+def copy_autoencoder(first: Path, run_dir: Path) -> None:
+    """Give a run the autoencoder of the first, which no objective changes."""
+    if (run_dir / "metrics.jsonl").exists() or run_dir == first:
+        return
+    shutil.copytree(first / "checkpoints" / "autoencoder", run_dir / "checkpoints" / "autoencoder")
+    rows = (first / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "metrics.jsonl").write_text("".join(row for row in rows if json.loads(row)["model"] == "autoencoder"))
 
 
 def measure(config: VaeConfig, run_dir: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The published runs of FGSM on the Labrador photo, as the exercise prints them, beside our own with any weights and photo.
+"""The published runs of FGSM on the Labrador photo, as the exercise prints them, beside our own with any weights.
 
     python -m benchmarks.published_table
     python -m benchmarks.published_table --weights FILE --photo PHOTO --label 243

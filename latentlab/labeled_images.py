@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,6 +192,16 @@ class Dataset:
         """Height, width and channels."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    def binarize(self, seed: int = 0) -> Dataset:
+        """Return the data with every pixel drawn once, 255 with its grey level as the probability, and 0 else."""
+        generator = np.random.Generator(np.random.PCG64(seed))
+
+        def draw(part: LabeledImages) -> LabeledImages:
+            images = np.where(255 * generator.random(part.images.shape, np.float32) < part.images, 255, 0)
+            return LabeledImages(images.astype(np.uint8), part.labels)
+
+        return replace(self, train=draw(self.train), test=draw(self.test))
 
     def describe(self) -> dict[str, Any]:
         """Return the data's description in results, as JSON.

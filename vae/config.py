@@ -17,8 +17,12 @@ class VaeConfig:
     KMNIST's), or folder:DIR (own pictures, in a folder for each class)."""
     train_images: int = 1000
     """Number of training images, from the first on."""
-    network: Literal["original", "keras_io"] = "original"
-    """Networks of both models: those of the exercise, or of keras.io's example of a VAE."""
+    binarize: bool = False
+    """Draw every pixel, black or white, with its grey level as the probability: anew in each training step, once in
+    what is measured. Bounds are then those on log p(x) that papers report."""
+    network: Literal["original", "keras_io", "mlp"] = "original"
+    """Networks of both models: those of the exercise, of keras.io's example of a VAE, or two dense layers of 200 tanh
+    units each (Burda et al. 2016)."""
     latent_dim: int = 2
     """Latent dimensions of both models; with more than 2, figures show the plane of largest variance."""
     epochs: int = 200
@@ -26,7 +30,11 @@ class VaeConfig:
     batch_size: int = 32
     """Images a step."""
     learning_rate: float = 5e-4
-    """Adam's learning rate."""
+    """Adam's learning rate, up to the first of learning_rate_milestones."""
+    learning_rate_milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate is multiplied by learning_rate_factor."""
+    learning_rate_factor: float = 0.1
+    """By what the learning rate is multiplied at each of them."""
     adam_epsilon: float = 1e-7
     """Adam's epsilon, added before the bias correction as in Keras."""
     precision: Precision = "default"
@@ -72,6 +80,10 @@ class VaeConfig:
             raise UserError("the objective iwae is of a likelihood; expected reconstruction binary_cross_entropy")
         if self.objective == "tcvae" and self.batch_size > self.train_images:
             raise UserError(f"batch_size is {self.batch_size}, expected at most train_images, {self.train_images}")
+        if list(self.learning_rate_milestones) != sorted(set(self.learning_rate_milestones)):
+            raise UserError(
+                f"learning_rate_milestones is {self.learning_rate_milestones}, expected epochs in increasing order"
+            )
         if self.epochs_per_checkpoint % self.epochs_per_dispatch:
             raise UserError(
                 f"epochs_per_checkpoint is {self.epochs_per_checkpoint}, expected a multiple of "

@@ -13,13 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax import Array
 from jaxtyping import Key
 
 from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
-from latentlab.labeled_images import CLASSES, Dataset, open_dataset
+from latentlab.labeled_images import CLASSES, Dataset, LabeledImages, open_dataset
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
@@ -33,7 +34,7 @@ from latentlab.training.loop import (
 from latentlab.training.optimizer import adam
 from latentlab.training.resume import train_with_checkpoints
 from latentlab.training.state import TrainState
-from vae import evaluate, figures, keras_io
+from vae import evaluate, figures, keras_io, losses, mlp
 from vae.config import VaeConfig
 from vae.measure import MANIFOLD_SIDE, PLANE_SIDE, measure
 from vae.model import IMAGE_SHAPE, Autoencoder, ConditionalVae, ImportanceWeightedVae, TotalCorrelationVae, Vae
@@ -84,13 +85,15 @@ def run(
     if config.objective == "conditional" and len(data.classes) < 2:
         raise UserError(f"the objective conditional is given classes, of which {data.source} has {len(data.classes)}")
     models = make_models(config, data.image_shape, model, len(data.classes))
+    measured = data.binarize() if config.binarize else data
     metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
     log(f"vae: {config.train_images:,} training and {len(data.test.images):,} held-out images from {data.source}")
     variables = {
-        label: _train(config, label, model, data, metrics, run_dir, log).variables for label, model in models.items()
+        label: train(config, label, model, data.train, measured.test, metrics, run_dir, log).variables
+        for label, model in models.items()
     }
     log("vae: measuring on held-out images")
-    results = measure(config, models, variables, data, metrics)
+    results = measure(config, models, variables, measured, metrics)
     if run_dir:
         results.save(run_dir)
         figures.draw(run_dir)
@@ -180,7 +183,8 @@ def make_networks(config: VaeConfig, image_shape: tuple[int, int, int], heads: t
     """Return encoder and decoder as Flax modules, None for those of the models themselves."""
     if config.network == "original":
         return None, None
-    return keras_io.Encoder(heads, config.latent_dim), keras_io.Decoder(image_shape)
+    networks = {"keras_io": keras_io, "mlp": mlp}[config.network]
+    return networks.Encoder(heads, config.latent_dim), networks.Decoder(image_shape)
 
 
 def make_schedule(config: VaeConfig) -> LoopSchedule:
@@ -199,6 +203,14 @@ def make_schedule(config: VaeConfig) -> LoopSchedule:
     )
 
 
+def make_optimizer(config: VaeConfig) -> optax.GradientTransformation:
+    """Return Adam, with a learning rate that falls at the milestones if there are any."""
+    steps = make_schedule(config).steps_per_epoch
+    drops = {epoch * steps: config.learning_rate_factor for epoch in config.learning_rate_milestones}
+    rate = optax.piecewise_constant_schedule(config.learning_rate, drops) if drops else config.learning_rate
+    return adam(rate, config.adam_epsilon)
+
+
 def initial_states(config: VaeConfig, model: LatentVariableModel, label: str) -> TrainState:
     """Return the states of all seeds before training; a seed gives the same state however many train beside it."""
 
@@ -206,32 +218,48 @@ def initial_states(config: VaeConfig, model: LatentVariableModel, label: str) ->
         return jax.random.fold_in(jax.random.key(seed), LABELS.index(label))
 
     seeds = range(config.seed, config.seed + config.seeds)
-    optimizer = adam(config.learning_rate, config.adam_epsilon)
-    return init_states(key_of_seed, seeds, model.init, optimizer, config.shard_optimizer)
+    return init_states(key_of_seed, seeds, model.init, make_optimizer(config), config.shard_optimizer)
 
 
-def _train(
+def train(
     config: VaeConfig,
     label: str,
     model: LatentVariableModel,
-    data: Dataset,
+    train_images: LabeledImages,
+    test_images: LabeledImages,
     metrics: MetricsLog,
     run_dir: Path | None,
     log: Callable[[str], None],
 ) -> TrainState:
+    """Train one model on all seeds, or go on where the checkpoints in `run_dir` end, and return its last state.
+
+    Args:
+        config: Settings.
+        label: Of `LABELS`; it decides the keys, and names the model's rows of metrics.
+        model: Model.
+        train_images: Training images, of which the first `train_images` are used.
+        test_images: Images of the held-out loss.
+        metrics: Where losses are noted.
+        run_dir: Where checkpoints are kept; None for none.
+        log: Called with lines that say what is going on.
+
+    Raises:
+        UserError: The loss diverged.
+        Interrupted: The command line caught SIGINT or SIGTERM; training goes on from a checkpoint.
+    """
     schedule = make_schedule(config)
     keys = evaluate.evaluation_prng_keys(config.seed, config.seeds, "held out")
 
     def evaluate_loss(variables: Variables) -> dict[str, np.ndarray]:
-        measured = evaluate.evaluate_test_set(model, variables, evaluate.take_inputs(model, *data.test), keys)
+        measured = evaluate.evaluate_test_set(model, variables, evaluate.take_inputs(model, *test_images), keys)
         return {"loss": np.mean(measured["loss"], axis=1)}
 
-    train = (part[: config.train_images] for part in data.train)
+    loss = partial(model.loss, train=True)
     train_steps = resident_train_steps(
-        parallel.put_replicated(evaluate.take_inputs(model, *train)),
+        parallel.put_replicated(evaluate.take_inputs(model, *(part[: config.train_images] for part in train_images))),
         schedule,
-        loss=partial(model.loss, train=True),
-        optimizer=adam(config.learning_rate, config.adam_epsilon),
+        loss=losses.binarize_images(loss) if config.binarize else loss,
+        optimizer=make_optimizer(config),
         seeds=config.seeds,
         shard_optimizer=config.shard_optimizer,
     )

@@ -6,11 +6,15 @@ models); KL is summed over latent dimensions.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Key
+
+from latentlab.model import Loss, Variables
+from latentlab.training.state import TrainingLoss
 
 PerExample = Float[Array, " batch"]
 Latents = Float[Array, "batch latent"]
@@ -105,6 +109,24 @@ def decompose_kl(
     log_aggregate = jax.nn.logsumexp(jnp.sum(pairs, axis=2), axis=1) - correction
     log_product = jnp.sum(jax.nn.logsumexp(pairs, axis=1) - correction, axis=1)
     return log_posterior - log_aggregate, log_aggregate - log_product, log_product - log_prior
+
+
+def binarize_images(loss: TrainingLoss) -> TrainingLoss:
+    """Return the loss of images whose pixels are drawn, 1 with the grey level as the probability, anew in every step.
+
+    After Salakhutdinov & Murray 2008; labels beside the images stay as they are.
+    """
+
+    def draw_and_measure(variables: Variables, batch: Any, key: Key[Array, ""], step: Array) -> Loss:
+        pixel_key, key = jax.random.split(key)
+
+        def draw(leaf: Array) -> Array:
+            is_image = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return jax.random.bernoulli(pixel_key, leaf).astype(leaf.dtype) if is_image else leaf
+
+        return loss(variables, jax.tree.map(draw, batch), key, step)
+
+    return draw_and_measure
 
 
 def importance_weighted_bound(
