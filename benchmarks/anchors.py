@@ -130,7 +130,9 @@ def measure(anchor: Anchor, config: VaeConfig, data: Dataset, run_dir: Path | No
     metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
     state = experiment.train(config, "vae", model, train_images, drawn.test, metrics, run_dir, print)
     if "bound" not in anchor.published:
-        (last,) = (row for row in metrics.rows() if row["epoch"] == config.epochs and "loss" in row)
+        (last,) = (
+            row for row in metrics.rows() if row["epoch"] == config.epochs and row["model"] == "vae" and "loss" in row
+        )
         return {name: last[name] for name in anchor.published}
     keys = evaluate.evaluation_prng_keys(config.seed, 1, "bound")
     bound = evaluate.importance_weighted_bound(model, state.variables, drawn.test.images, keys, config.iwae_samples)
