@@ -117,7 +117,7 @@ def binarize_images(loss: TrainingLoss) -> TrainingLoss:
     After Salakhutdinov & Murray 2008; labels beside the images stay as they are.
     """
 
-    def draw_and_measure(variables: Variables, batch: Any, key: Key[Array, ""], step: Array | int) -> Loss:
+    def draw_and_measure(variables: Variables, batch: Any, key: Key[Array, ""], step: Array) -> Loss:
         pixel_key, key = jax.random.split(key)
 
         def draw(leaf: Array) -> Array:

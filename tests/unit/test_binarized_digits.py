@@ -26,7 +26,8 @@ def see_images(variables: dict, batch: Labeled, key: jax.Array, step: jax.Array)
 def test_pixels_are_drawn_with_their_grey_level_as_probability_anew_for_each_key() -> None:
     loss = losses.binarize_images(see_images)
     labels = jnp.arange(64)
-    drawn = [loss({}, Labeled(jnp.asarray(GREY), labels), jax.random.key(seed), 0).parts for seed in range(9)]
+    batch, step = Labeled(jnp.asarray(GREY), labels), jnp.zeros((), jnp.int32)
+    drawn = [loss({}, batch, jax.random.key(seed), step).parts for seed in range(9)]
     images = np.stack([parts["images"] for parts in drawn])
     assert set(np.unique(images)) == {0.0, 1.0}
     assert (images[0] != images[1]).any()
