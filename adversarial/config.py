@@ -125,6 +125,7 @@ class AdversarialConfig:
             for value in values:
                 if not 0 <= value < inf:
                     raise UserError(f"{name} is {value}, expected a number from 0")
+        self._check_radii()
         if not self.epsilons:
             raise UserError("epsilons is empty, expected one radius or more")
         if 0 in self.targets:
@@ -135,6 +136,20 @@ class AdversarialConfig:
             raise UserError("report is robust-accuracy without images; expected --images DIR or --images packaged")
         if self.report == "photo" and self.images:
             raise UserError("images is for --report robust-accuracy; a single photo is --image FILE")
+
+    def _check_radii(self) -> None:
+        """Raise UserError where a radius is longer than the range of pixels, as one in grey levels of [0, 1] is."""
+        width, unit = {"zero-255": (255, "[0, 255]"), "minus-one-one": (2, "[-1, 1]")}.get(self.range, (1, "[0, 1]"))
+        radii = [("train_epsilon", self.train_epsilon, 1, "[0, 1]")]
+        if self.norm == "linf":  # a distance in L2 may be longer
+            shown = ("epsilon", self.epsilon), ("step_size", self.step_size)
+            swept = (("epsilons", value) for value in self.epsilons)
+            radii += [(name, value, width, unit) for name, value in (*shown, *swept)]
+        for name, value, longest, whole in radii:
+            if value > longest:
+                share = f"{value:g}/255" if longest == 1 else f"{value * longest / 255:.4g}"
+                hint = "" if longest == 255 else f"; {value:g} grey levels are {share}"
+                raise UserError(f"{name} is {value:g}, more than the whole range {whole}{hint}")
 
 
 DEMO = AdversarialConfig(attack="pgd", beside="fgsm")

@@ -11,6 +11,7 @@ from adversarial.classifier import Class
 from adversarial.pixels import Epsilon, encode_png, linf_grey_levels, most_grey_levels, round_inward
 from latentlab.errors import UserError
 from latentlab.storage.run_directory import finite_or_null
+from latentlab.tables import format_table
 
 TOP = 4
 
@@ -195,18 +196,27 @@ def summarize(results: Mapping[str, Any]) -> str:
     first = results["attacks"][0]
     epsilon = f"{first['epsilon']:g} of {first['epsilon_range']} ({first['epsilon_grey_levels']:.4g} grey levels)"
     lines = ["taken for " + ", ".join(f"{one['name']} {one['probability']:.1%}" for one in results["top4"])]
-    attack = ""
-    for entry in results["attacks"]:
-        if entry["attack"] != attack:
-            attack = entry["attack"]
-            lines.append(f"after {attack} with epsilon {epsilon}:")
-        objective = entry["objective"] + (f", {entry['target_name']}" if entry["target_name"] else "")
-        verdict = "reached" if entry["success"] else "missed"
-        saved = "too" if entry["success"] == entry["success_after_png"] else "not" if entry["success"] else "though"
-        lines.append(
-            f"  {objective}: {entry['top1_name']} {entry['confidence']:.1%}, {verdict}; "
-            f"as PNG, ±{entry['linf_grey_levels']} grey levels, {saved}: "
-            f"{entry['top1_name_after_png']} {entry['confidence_after_png']:.1%}"
-            + (f"; nearest: {format_distance(entry['distance'])}" if "distance" in entry else "")
-        )
+    for attack in dict.fromkeys(entry["attack"] for entry in results["attacks"]):
+        entries = [entry for entry in results["attacks"] if entry["attack"] == attack]
+        has_distance = any("distance" in entry for entry in entries)
+        head = ["objective", "target", "taken for, as floats", "as PNG", "reached"]
+        rows = [
+            [
+                entry["objective"],
+                entry["target_name"] or "any other",
+                f"{entry['top1_name']} {entry['confidence']:.1%}",
+                f"{entry['top1_name_after_png']} {entry['confidence_after_png']:.1%}",
+                describe_success(entry),
+                *([format_distance(entry["distance"]) if "distance" in entry else "–"] if has_distance else []),
+            ]
+            for entry in entries
+        ]
+        table = format_table([*head, *(["distance"] if has_distance else [])], rows)
+        lines += ["", f"{attack}, epsilon {epsilon}:", "", table]
     return "\n".join(lines)
+
+
+def describe_success(entry: Mapping[str, Any]) -> str:
+    """Return where an objective was reached: yes (floats and PNG), no, floats only or PNG only."""
+    floats, png = entry["success"], entry["success_after_png"]
+    return ("yes" if floats else "no") if floats == png else "floats only" if floats else "PNG only"

@@ -57,12 +57,13 @@ class PhotoResults:
         answers = {"ans14": np.asarray(second), "ans15": np.asarray(fourth)}
         names = [entry["attack"] for entry in self.measures["attacks"]]
         own = EXERCISE if EXERCISE in names else names[0]
-        confidences = {
-            entry["objective"]: entry["confidence"] for entry in self.measures["attacks"] if entry["attack"] == own
-        }
+        entries = {entry["objective"]: entry for entry in self.measures["attacks"] if entry["attack"] == own}
         for rank in self.config.targets:
             if rank in DELIVERED:
-                answers[DELIVERED[rank]] = np.asarray(confidences.get(f"rank {rank}", np.nan))
+                name, entry = DELIVERED[rank], entries.get(f"rank {rank}", {})
+                answers[name] = np.asarray(entry.get("confidence", np.nan))
+                answers[f"{name}_reached"] = np.asarray(entry.get("success", False))  # a confidence alone looks like it
+                answers[f"{name}_taken_for"] = np.asarray(entry.get("top1_name", ""))
         return {
             "figures.npz": {"original": self.photo, "adversarial": self.sweep.pictures},
             "sweep.npz": {

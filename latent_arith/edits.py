@@ -13,9 +13,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from latentlab.errors import UserError
-from latentlab.storage.run_directory import read_npz, write_npz
+from latentlab.storage.run_directory import atomic, read_npz, write_npz
 
 STRENGTHS = (0.0, 1.0, 2.0, 3.0, 4.0)
+BARE = {".f32": "<f4", ".f16": "<f2"}
+"""Files that hold one latent and nothing else, by their suffix, and what their numbers are."""
 
 Latent = Float[np.ndarray, " latent"]
 Steps = Float[np.ndarray, "steps latent"]
@@ -129,6 +131,36 @@ def write_edits(path: Path, edits: Sequence[Edit]) -> None:
             "fingerprint": np.asarray(first.fingerprint),
         },
     )
+
+
+def write_bare(run_dir: Path, latent: Latent) -> None:
+    """Write a face as nothing but its latent: `face.f32`, 4 bytes a dimension, and `face.f16`, 2, little-endian.
+
+    Raises:
+        UserError: A file cannot be written.
+    """
+    for suffix, kind in BARE.items():
+        with atomic(run_dir / f"face{suffix}") as file:
+            file.write(latent.astype(kind).tobytes())
+
+
+def read_bare(path: Path) -> Latent:
+    """Read what `write_bare` wrote; the file says no more of the latent than its numbers.
+
+    Raises:
+        UserError: The file is missing, empty, not of whole numbers, or holds NaN or infinity.
+    """
+    kind = np.dtype(BARE[path.suffix])
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    if not content or len(content) % kind.itemsize:
+        raise UserError(f"{path}: has {len(content)} bytes, expected {kind.itemsize} for each latent dimension")
+    latent = np.frombuffer(content, kind).astype(np.float32)
+    if not np.isfinite(latent).all():
+        raise UserError(f"{path}: has {int((~np.isfinite(latent)).sum())} entries that are NaN or infinite")
+    return latent
 
 
 def read_edits(path: Path) -> list[Edit]:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import optax
 from jax import Array
+from PIL import Image
 
 from latent_arith import compression, edits, figures, weights
 from latent_arith.comparison import compare_estimators
@@ -50,7 +51,7 @@ from latentlab.model import LatentVariableModel, Variables
 from latentlab.parallel import LocalRows
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
-from latentlab.storage.run_directory import note_nulls, read_json
+from latentlab.storage.run_directory import atomic, note_nulls, read_json
 from latentlab.training.loop import (
     LoopSchedule,
     init_states,
@@ -220,19 +221,26 @@ def manifest(config: LatentArithConfig) -> Manifest:
 
 
 def redraw(edit: Path, weights_path: Path, md5: str, out: Path, any_weights: bool = False) -> None:
-    """Draw the steps of all edits in a file again, from its latents and the weights alone.
+    """Draw the steps of all edits in a file again, or the face of a bare latent, from latents and the weights alone.
 
     Raises:
         UserError: A file is missing or damaged, or the edits were made with other weights.
     """
-    found, weights_path = edits.read_edits(edit), weights.locate(str(weights_path))
+    is_bare = edit.suffix in edits.BARE
+    found = [] if is_bare else edits.read_edits(edit)
+    latents = edits.read_bare(edit)[None] if is_bare else np.stack([one.latents() for one in found])
+    weights_path = weights.locate(str(weights_path))
     size = weights.image_size(weights_path, md5)
-    model, _ = weights.fit_model(weights_path, FaceVae(len(found[0].z_start), (size, size, 3)), md5)
+    model, _ = weights.fit_model(weights_path, FaceVae(latents.shape[-1], (size, size, 3)), md5)
     variables = weights.load(weights_path, model, md5)
     for one in found if not any_weights else ():
         one.check_weights(weights.fingerprint(variables))
-    strips = edits.decode_all(make_decode(model, variables), np.stack([one.latents() for one in found]))
-    save(out, lambda: figures.edit_strips(strips, found))
+    pictures = edits.decode_all(make_decode(model, variables), latents)
+    if is_bare:
+        with atomic(out) as file:
+            Image.fromarray(pictures[0]).save(file, "png")
+        return
+    save(out, lambda: figures.edit_strips(pictures, found))
 
 
 def open_model(

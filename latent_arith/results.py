@@ -135,6 +135,7 @@ class LatentArithResults:
         for file, arrays in self.arrays().items():
             write_npz(run_dir / file, arrays)
         edits.write_edits(run_dir / "edit.npz", [self.kept_edit])
+        edits.write_bare(run_dir, self.kept_edit.z_start)
         write_json(run_dir / "results.json", self.measures)
 
     @classmethod

@@ -30,6 +30,8 @@ Examples:
   {program} vae --epochs 100 --seeds 3    one experiment, with other settings
   {program} adversarial --epsilon 8/255   a number may be a fraction
 """
+SUMMARY = "summary.md"
+"""What was measured, as the terminal shows it, beside an experiment's `results.json`."""
 OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 Config = TypeVar("Config")
@@ -65,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except interrupts.Interrupted as interruption:
-        print(f"interrupted by {interruption}", file=sys.stderr)
+        print(f"stopped by {interruption}", *getattr(interruption, "__notes__", ()), sep="\n", file=sys.stderr)
         return interruption.exit_code
 
 
@@ -109,8 +111,7 @@ class RunCommand(Generic[Config]):
         with _hold_run_directory(self) as run_dir:
             _run_in_processes(run_dir, self)
         if parallel.is_process_0():
-            print(f"{self.command}: done, see {run_dir}")
-            print(f"{self.command}: the page of it is {_write_page(Run(run_dir))}")
+            print(f"Open {_write_page(Run(run_dir))}")
         return 0
 
 
@@ -119,7 +120,7 @@ class Redraw:
     """Draw an edit again from its file and the weights."""
 
     edit: tyro.conf.Positional[Path]
-    """An EDIT.npz, such as edit.npz of a run."""
+    """An EDIT.npz, such as edit.npz of a run, or the bare latent of a face, face.f32 or face.f16."""
     weights: Path
     """The weights that it was made with: a run, its weights.npz, or a Keras or TensorFlow checkpoint."""
     weights_md5: str = ""
@@ -326,9 +327,9 @@ def _run_in_processes(run_dir: Path, options: RunCommand[Any]) -> None:
     try:
         with parallel.process_directory(run_dir, folders) as written:
             _run_experiments(written, options)
-    except interrupts.Interrupted:
+    except interrupts.Interrupted as interruption:
         if any(run_dir.rglob("metrics.jsonl")):
-            print(again, file=sys.stderr)
+            interruption.add_note(again)
         raise
     except Exception as error:
         if not command_process.is_peer_failure(error):
@@ -337,13 +338,16 @@ def _run_in_processes(run_dir: Path, options: RunCommand[Any]) -> None:
 
 
 def _run_experiments(run_dir: Path, options: RunCommand[Any]) -> None:
+    from latentlab import parallel
     from latentlab.storage import run_directory
     from latentlab.storage.check import DELIVERABLES
 
     commands = {package: command for command, package in EXPERIMENTS.items()}
     _write_config(run_dir, options.command, options.config)
     parts = split_config(options.command, options.config, run_dir)
-    for package, part in parts.items():
+    for stage, (package, part) in enumerate(parts.items(), 1):
+        if len(parts) > 1 and parallel.is_process_0():
+            print(f"[{stage} of {len(parts)}] {commands[package]}", flush=True)
         _run_experiment(package, commands[package], part, options.seed_devices)
     if options.command == "all":
         gathered: dict[str, Any] = {}
@@ -364,12 +368,16 @@ def _run_experiment(package: str, command: str, part: Part, seed_devices: int) -
     import jax
 
     from latentlab import parallel
+    from latentlab.heartbeat import show_heartbeat
     from latentlab.storage import run_directory
 
     started = time.monotonic()
     try:
-        with jax.set_mesh(parallel.make_mesh(seed_devices if hasattr(part.config, "seeds") else 1)):
-            experiment.run(part.config, part.run_dir)
+        mesh = parallel.make_mesh(seed_devices if hasattr(part.config, "seeds") else 1)
+        with jax.set_mesh(mesh), show_heartbeat() if parallel.is_process_0() else contextlib.nullcontext():
+            results = experiment.run(part.config, part.run_dir)
+        with run_directory.atomic(part.run_dir / SUMMARY) as file:
+            file.write(f"# {command}\n\n{results.summary()}\n".encode())
     finally:
         if (part.run_dir / "metrics.jsonl").exists():
             run_directory.add_time(part.run_dir, time.monotonic() - started)

@@ -137,9 +137,20 @@ def _download(source: Url, path: Path, aside: Path) -> None:
         pooch.HTTPDownloader(progressbar=sys.stderr.isatty())(source.address, aside, None)
     except OSError as error:  # those of requests are, too
         raise UserError(
-            f"{path.name} is not in the cache and {source.address} could not be downloaded ({first_line(error)}); "
-            f"it needs the network once, or put that file at {path}"
+            f"{path.name} is not in the cache, and could not be downloaded: {_describe_failure(error)}. Put that file "
+            f"at {path}, or run this once where {source.address} can be reached"
         ) from error
+
+
+def _describe_failure(error: OSError) -> str:
+    """Return why a download failed, without the layers of libraries that it failed in."""
+    import requests
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server says {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.Timeout):
+        return "the server does not answer"
+    return "there is no connection" if isinstance(error, requests.ConnectionError) else first_line(error)
 
 
 def _download_wheel(requirement: str, sources: Mapping[str, Wheel], cache: Path, destination: Path) -> Path:

@@ -6,6 +6,7 @@ lets them act, and `defer` changes nothing.
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import FrameType
@@ -40,6 +41,7 @@ def handle_signals() -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         if pending.is_deferred and pending.number is None:
             pending.number = number
+            print("stopping, once a checkpoint is written; again to stop at once", file=sys.stderr)
             return
         raise Interrupted(number)
 

@@ -7,6 +7,9 @@ from tqdm import tqdm
 
 from latentlab import parallel
 
+WIDTH = 80
+FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+
 
 class Progress:
     """A bar over epochs that shows the loss and images per second.
@@ -18,7 +21,9 @@ class Progress:
     def __init__(self, label: str, total: int, start: int, images_per_epoch: int) -> None:
         self.label, self.total, self.epoch = label, total, start
         self.images_per_epoch = images_per_epoch
-        self.bar = tqdm(total=total, initial=start, desc=label, unit="epoch", disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=total, initial=start, desc=label, disable=not sys.stderr.isatty(), ncols=WIDTH, bar_format=FORMAT
+        )
         self.silent = not parallel.is_process_0()
         self.since = time.perf_counter()
 
@@ -30,8 +35,11 @@ class Progress:
         self.bar.set_postfix_str(f"loss {loss:.4g}, {rate:,.0f} images/s", refresh=False)
         self.bar.update(epoch - self.epoch)
         if self.bar.disable and tenth and not self.silent:
+            seconds = (self.total - epoch) * self.images_per_epoch / max(rate, 1e-9)
+            left = f", {tqdm.format_interval(seconds)} left" if epoch < self.total else ""
             print(
-                f"{self.label}: epoch {epoch} of {self.total}, loss {loss:.4g}, {rate:,.0f} images/s", file=sys.stderr
+                f"{self.label}: epoch {epoch} of {self.total}, loss {loss:.4g}, {rate:,.0f} images/s{left}",
+                file=sys.stderr,
             )
         self.epoch, self.since = epoch, now
         return rate

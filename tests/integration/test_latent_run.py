@@ -91,6 +91,11 @@ def test_an_edit_is_drawn_again_from_its_floats_and_the_weights(
     assert cli.main(redraw) == 2
     assert "exists" in capsys.readouterr().err
     assert cli.main([*redraw, "--overwrite"]) == 0
+    for bare in ("face.f32", "face.f16"):
+        out = tmp_path / f"{bare}.png"
+        assert cli.main(["redraw", str(directory / bare), "--weights", str(directory), "--out", str(out)]) == 0
+        with Image.open(out) as face:
+            assert face.size == (64, 64)
     assert (tmp_path / "edit.png").read_bytes() == drawn
 
 

@@ -117,7 +117,7 @@ def made(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
             flags = "--xla_cpu_enable_fast_math=true" if setting == OTHER_SUMS else ""
             arguments = [*commands[command], "--out", str(path)]
             outputs = run_to_its_end(arguments, *SETTINGS.get(setting, (1, 1)), flags)
-            assert f"done, see {path}" in outputs[0]
+            assert f"Open {path}" in outputs[0]
             assert not any(outputs[1:]), "only the first process reports"
         return path
 

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_arith.edits import STRENGTHS, Edit, decode_all, lerp, move_along, read_edits, slerp, write_edits
+from latent_arith.edits import (
+    STRENGTHS,
+    Edit,
+    decode_all,
+    lerp,
+    move_along,
+    read_bare,
+    read_edits,
+    slerp,
+    write_bare,
+    write_edits,
+)
 from latentlab.errors import UserError
 
 SMILE_PAIRS = Path(__file__).parents[1] / "data" / "smile_pairs.npz"
@@ -131,3 +142,24 @@ def test_a_bad_file_is_told_in_one_line(message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as told:
         read_edits(tmp_path / "EDIT.npz")
     assert str(tmp_path / "EDIT.npz") in str(told.value)
+
+
+def test_a_bare_face_is_its_latent_and_nothing_else(tmp_path: Path) -> None:
+    latent = np.random.default_rng(0).normal(size=200).astype(np.float32)
+    write_bare(tmp_path, latent)
+    assert (tmp_path / "face.f32").stat().st_size == 800 and (tmp_path / "face.f16").stat().st_size == 400
+    np.testing.assert_array_equal(read_bare(tmp_path / "face.f32"), latent)
+    np.testing.assert_allclose(read_bare(tmp_path / "face.f16"), latent, rtol=2**-11, atol=2**-24)
+    assert (tmp_path / "face.f32").read_bytes() == latent.astype("<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "has 0 bytes"), (b"abcde", "has 5 bytes, expected 4"), (b"\0\0\xc0\x7f", "1 entries that are NaN")],
+)
+def test_a_bad_bare_face_is_told_in_one_line(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "face.f32").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_bare(tmp_path / "face.f32")
+    with pytest.raises(UserError, match="No such file"):
+        read_bare(tmp_path / "none.f16")

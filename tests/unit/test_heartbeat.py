@@ -1,0 +1,32 @@
+"""A line where a command is silent, and none where it is not."""
+
+import sys
+import time
+
+import pytest
+
+from latentlab.heartbeat import show_heartbeat
+
+
+def test_silence_is_broken_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_heartbeat(0.05):
+        print("begins")
+        time.sleep(0.5)
+    shown = capsys.readouterr()
+    assert shown.out == "begins\n"
+    assert "at work" in shown.err
+
+
+def test_whoever_talks_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_heartbeat(5.0):
+        for _ in range(5):
+            print("word", file=sys.stderr)
+            time.sleep(0.02)
+    assert capsys.readouterr().err == "word\n" * 5
+
+
+def test_streams_are_given_back_after_a_failure() -> None:
+    before = sys.stdout, sys.stderr
+    with pytest.raises(KeyError), show_heartbeat():
+        raise KeyError
+    assert (sys.stdout, sys.stderr) == before
