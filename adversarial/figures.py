@@ -12,12 +12,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from adversarial.config import describe_attack
-from latentlab.figures import BLUE, ORANGE, save
+from latentlab.figures import BLUE, ORANGE, PNG, Format, save
 from latentlab.storage.run_directory import read_json, read_npz
 
 BARS = 4
 SHOWN_RADII = 6
 LONGEST = 28  # characters of a name
+AIMED = "class aimed at; top class if untargeted"
 GREY = "0.55"
 GREEN = "#2a9d5c"
 TRAININGS = {"standard": "trained on digits", "pgd": "trained on attacked digits (PGD)", "trades": "TRADES"}
@@ -26,7 +27,7 @@ Picture = UInt8[np.ndarray, "h w 3"]
 Entry = Mapping[str, Any]
 
 
-def draw(run_dir: Path) -> list[Path]:
+def draw(run_dir: Path, form: Format = PNG) -> list[Path]:
     """Draw every figure of a run from the files in its directory, and return their paths.
 
     Raises:
@@ -59,7 +60,7 @@ def draw(run_dir: Path) -> list[Path]:
             pictures["adversarial"][0],
             [entry for entry in results["sweep"][: len(radii)] if entry["objective"] == "untargeted"],
         )
-    return [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
+    return [save(run_dir / "figures" / f"{name}.png", make, form) for name, make in figures.items()]
 
 
 def of_a_photo(names: Sequence[str]) -> tuple[str, ...]:
@@ -75,23 +76,36 @@ def attacks(
     classes: Sequence[str],
     entries: Sequence[Entry],
 ) -> Figure:
-    """Draw a row for each objective: the photo, the enlarged difference, the saved picture, and the top classes."""
-    figure = Figure(figsize=(12.5, 2.75 * len(entries) + 0.4), layout="constrained")
-    grid = figure.subplots(len(entries), 4, width_ratios=(1, 1, 1, 1.25), squeeze=False)
-    for axes, picture, probabilities, entry in zip(grid, adversarial, after, entries, strict=True):
-        difference = picture.astype(int) - original
-        most = max(int(np.abs(difference).max()), 1)
-        enlarged = (127.5 + difference * (127.5 / most)).round().astype(np.uint8)
-        named = f"adversarial: {words(entry['top1_name_after_png'])}"
-        captions = ("photo", f"difference × {127.5 / most:.0f} (±{most} grey levels)", named)
-        for one, image, caption in zip(axes, (original, enlarged, picture), captions, strict=False):
-            _show(one, image)
-            one.set_title(caption, fontsize=10)
-        axes[0].set_ylabel(_aim(entry), fontsize=11)
-        _bars(axes[3], before, probabilities, classes)
-    colours = {"photo": GREY, "adversarial": ORANGE}
-    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
-    grid[0, 3].legend(handles=handles, frameon=False, loc="lower right", fontsize=9)
+    """Draw the photo, and a column for each objective: the saved picture, the enlarged difference, and probabilities.
+
+    A title is green where the saved picture reaches the objective, and says that it does not where it does not.
+    """
+    columns = len(entries) + 1
+    figure = Figure(figsize=(2.5 * columns, 7.6), layout="constrained")
+    grid = figure.subplots(3, columns, height_ratios=(1, 1, 0.9), squeeze=False)
+    chosen = _select_classes(before, after)
+    differences = adversarial.astype(int) - original
+    most = max(int(np.abs(differences).max()), 1)
+    _show(grid[0, 0], original)
+    top = int(np.argmax(before))
+    grid[0, 0].set_title(f"photo: {words(classes[top])}\n{before[top]:.1%}", fontsize=10)
+    for axes in grid[1:, 0]:
+        axes.set_axis_off()
+    note = f"difference × {127.5 / most:.0f}\n\ngrey: no change\nblack, white: ∓{most} grey levels"
+    grid[1, 0].text(0.98, 0.5, note, ha="right", va="center", fontsize=10)
+    for axes, picture, difference, probabilities, entry in zip(
+        grid[:, 1:].T, adversarial, differences, after, entries, strict=True
+    ):
+        _show(axes[0], picture)
+        reached = entry["success_after_png"]
+        taken = f"{words(entry['top1_name_after_png'])} {entry['confidence_after_png']:.1%}"
+        title = f"{_aim(entry).replace(chr(10), ' ')}\n{'reached' if reached else 'missed'}: {taken}"
+        axes[0].set_title(title, fontsize=10, color=GREEN if reached else "0.2")
+        _show(axes[1], (127.5 + difference * (127.5 / most)).round().astype(np.uint8))
+        _bars(axes[2], before[chosen], probabilities[chosen])
+    grid[2, 1].set_yticks(range(len(chosen)), [words(classes[index]) for index in chosen], fontsize=9)
+    handles = [Patch(color=colour, label=label) for label, colour in (("photo", GREY), ("attacked", ORANGE))]
+    grid[2, 0].legend(handles=handles, frameon=False, loc="upper left", fontsize=10)
     epsilon, unit, levels = (entries[0][f"epsilon{end}"] for end in ("", "_range", "_grey_levels"))
     attack = str(entries[0]["attack"]).upper()
     size = f"ε = {epsilon:g} of {unit}, {levels:.3g} grey levels"
@@ -107,26 +121,24 @@ def confidence(sweep: Sequence[Entry], shown: Sequence[Entry], true_name: str) -
     """
     names = tuple(dict.fromkeys(entry["attack"] for entry in shown))
     columns = len(shown) // len(names)
-    figure = Figure(figsize=(3.1 * columns + 0.6, 3.9 * len(names)), layout="constrained")
+    figure = Figure(figsize=(3.1 * columns + 0.6, 3.0 * len(names) + 0.6), layout="constrained")
     panels = figure.subplots(len(names), columns, sharey=True, squeeze=False)
     for axes, one in zip(panels.flat, shown, strict=True):
         rows = [entry for entry in sweep if (entry["attack"], entry["objective"]) == (one["attack"], one["objective"])]
         levels = [entry["epsilon_grey_levels"] for entry in rows]
-        aimed = (
-            ("target_probability", words(one["target_name"] or ""))
-            if one["target_name"]
-            else ("confidence", "top class")
-        )
-        for key, label, colour in ((*aimed, ORANGE), ("true_class_probability", words(true_name), BLUE)):
+        aimed = "target_probability" if one["target_name"] else "confidence"
+        true = f"true class, {words(true_name)}"
+        for key, label, colour in ((aimed, AIMED, ORANGE), ("true_class_probability", true, BLUE)):
             axes.plot(levels, [entry[key] for entry in rows], color=colour, label=label, marker="o", markersize=3.5)
         reached = [entry["epsilon_grey_levels"] for entry in rows if entry["success_after_png"]]
         axes.plot(reached, [1.07] * len(reached), "v", color="0.25", markersize=4, label="reached, as PNG")
-        axes.axvline(one["epsilon_grey_levels"], color="0.8", linewidth=1, zorder=0)
+        axes.axvline(one["epsilon_grey_levels"], color="0.7", linewidth=1, zorder=0, label="ε of the pictures shown")
         _radii(axes, levels)
         axes.set(ylim=(-0.02, 1.12), yticks=np.linspace(0, 1, 6))
         attack = f"{one['attack'].upper()}, " if len(names) > 1 else ""
         axes.set_title(attack + _aim(one).replace("\n", " "), fontsize=11)
-        axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4, fontsize=10)
     for axes in panels[:, 0]:
         axes.set_ylabel("probability")
     return figure
@@ -200,17 +212,21 @@ def _show(axes: Any, picture: Picture) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _bars(axes: Any, before: np.ndarray, after: np.ndarray, classes: Sequence[str]) -> None:
-    """Pairs of bars of all classes that are among the top ones before or after."""
-    tops = [*np.argsort(-after, kind="stable")[:BARS], *np.argsort(-before, kind="stable")[:BARS]]
-    chosen = sorted(dict.fromkeys(tops), key=lambda index: -max(before[index], after[index]))
-    for values, shift, colour in ((before[chosen], -0.2, GREY), (after[chosen], 0.2, ORANGE)):
-        bars = axes.barh(np.arange(len(chosen)) + shift, values, 0.38, color=colour)
-        axes.bar_label(bars, [f"{value:.1%}" for value in values], padding=3, fontsize=7.5, color="0.3")
-    axes.set_yticks(range(len(chosen)), [words(classes[index]) for index in chosen], fontsize=9)
-    axes.set(xlim=(0, 1.15), ylim=(max(len(chosen), BARS + 1) - 0.5, -0.5), xticks=[])
-    axes.tick_params(left=False)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
+def _select_classes(before: np.ndarray, after: np.ndarray) -> list[int]:
+    """Return the classes that bars are drawn of: the top ones before, and the top one after each attack."""
+    tops = [*np.argsort(-before, kind="stable")[:BARS], *after.argmax(axis=1)]
+    return list(dict.fromkeys(map(int, tops)))
+
+
+def _bars(axes: Any, before: np.ndarray, after: np.ndarray) -> None:
+    """Draw a pair of bars for each class."""
+    for values, shift, colour in ((before, -0.2, GREY), (after, 0.2, ORANGE)):
+        axes.barh(np.arange(len(values)) + shift, values, 0.38, color=colour)
+    axes.set(xlim=(0, 1), ylim=(len(before) - 0.5, -0.5), yticks=[], xlabel="probability")
+    axes.set_xticks([0, 0.5, 1])
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.tick_params(left=False, labelsize=8.5)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _radii(axes: Any, levels: Sequence[float]) -> None:
@@ -219,6 +235,6 @@ def _radii(axes: Any, levels: Sequence[float]) -> None:
     axes.set_xscale("symlog", linthresh=1, linscale=0.7)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set(xlim=(0, max(levels) * 1.15 or 1), xlabel="ε, grey levels")
+    axes.set(xlim=(0, max(levels) * 1.15 or 1), xlabel="ε in grey levels, logarithmic from 1 on")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.spines[["top", "right"]].set_visible(False)

@@ -21,6 +21,14 @@ TRAINING = (
 """Fields that the weights of a VAE depend on, but for the seed."""
 
 
+UNITS = {
+    "deviation": "standard deviations",
+    "means": "half distances of the means",
+    "unit": "units of latent space",
+}
+"""What a strength of 1 is, by `config.scale`."""
+
+
 @dataclass(frozen=True)
 class LatentArithConfig:
     """A VAE of faces, and directions of their attributes."""

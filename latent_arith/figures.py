@@ -16,10 +16,11 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from latent_arith.config import UNITS
 from latent_arith.edits import Edit, read_edits
-from latentlab.figures import BLUE, ORANGE, by_epoch, file_name, save, tile
+from latentlab.figures import BLUE, ORANGE, PNG, Format, by_epoch, file_name, save, tile
 from latentlab.storage.metrics import MetricsLog
-from latentlab.storage.run_directory import read_npz
+from latentlab.storage.run_directory import read_json, read_npz
 
 WIDTH = 11.0  # inches
 SIDE, GAP = 128, 4  # units of the canvas: of a face, and between faces; at 128×128 they are its pixels
@@ -40,7 +41,7 @@ Changes = Float[np.ndarray, "targets attributes"]
 Pairs = Bool[np.ndarray, "targets attributes"]
 
 
-def draw(run_dir: Path) -> list[Path]:
+def draw(run_dir: Path, form: Format = PNG) -> list[Path]:
     """Draw every figure of a run from the files in its directory, and return their paths.
 
     Those are `NAMES_OF_FIGURES`, without `losses` where nothing was trained, and one under `edits/` an attribute; of a
@@ -52,11 +53,12 @@ def draw(run_dir: Path) -> list[Path]:
     pictures, kept = read_npz(run_dir / "figures.npz"), read_edits(run_dir / "edit.npz")[:1]
     if "photo" in pictures:
         strip = partial(edited_photo, pictures["photo"], pictures["photo_strip"], kept[0])
-        return [save(run_dir / "figures" / "photo.png", strip)]
+        return [save(run_dir / "figures" / "photo.png", strip, form)]
     found, scores = (read_npz(run_dir / f"{name}.npz") for name in ("directions", "scorecard"))
     rows = MetricsLog(run_dir / "metrics.jsonl").rows()
     names, targets, strengths = found["names"].tolist(), scores["targets"].tolist(), scores["factors"]
     far, changes = float(scores["leakage_factor"]), {name: scores[f"leakage_{name}"] for name in ESTIMATORS}
+    unit = UNITS[read_json(run_dir / "results.json")["scorecard"]["scale"]]
     reached, low, high = (scores[name] for name in ("reached", "reached_low", "reached_high"))
     figures: dict[str, Callable[[], Figure]] = {
         "reconstructions": lambda: reconstructions(pictures["originals"], pictures["reconstructions"]),
@@ -67,8 +69,8 @@ def draw(run_dir: Path) -> list[Path]:
         "cosines": lambda: cosines(
             names, {"raw": found["raw"], "balanced": found["vectors"], "orthogonal": found["orthogonal"]}
         ),
-        "leakage": lambda: leakage(targets, scores["attributes"].tolist(), changes, scores["exclusive"], far),
-        "dose_response": lambda: dose_response(targets, strengths, reached, low, high, scores.get("accuracies")),
+        "leakage": lambda: leakage(targets, scores["attributes"].tolist(), changes, scores["exclusive"], far, unit),
+        "dose_response": lambda: dose_response(targets, strengths, reached, low, high, scores.get("accuracies"), unit),
     }
     if (run_dir / "estimators.npz").exists():  # runs of older versions have neither
         compared, components = (read_npz(run_dir / f"{name}.npz") for name in ("estimators", "components"))
@@ -76,15 +78,15 @@ def draw(run_dir: Path) -> list[Path]:
         figures["components"] = lambda: traverse_components(components, pictures["components"], strengths)
     if rows:
         figures["losses"] = lambda: losses(rows)
-    paths = [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
+    paths = [save(run_dir / "figures" / f"{name}.png", make, form) for name, make in figures.items()]
     shares = dict(zip(targets, reached[:, np.argmin(np.abs(strengths - far))], strict=True))
     each = zip(names, pictures["edits"], found["distances"], found["standard_error_degrees"], strict=True)
     for name, edits, distance, degrees in each:
-        title = f"{_words(name)}: distance {distance:.2f}, standard error {degrees:.1f}°"
+        title = f"{_words(name)}: means {distance:.2f} apart, direction known to ±{degrees:.0f}° (standard error)"
         if name in shares:
-            title += f", found in {shares[name]:.0%} of faces at {_signed(far)}"
+            title += f"; found in {shares[name]:.0%} of faces at {_signed(far)}"
         make = partial(edited_faces, title, pictures["edit_originals"], edits, strengths)
-        paths.append(save(run_dir / "figures" / "edits" / file_name(name), make))
+        paths.append(save(run_dir / "figures" / "edits" / file_name(name), make, form))
     return paths
 
 
@@ -193,9 +195,14 @@ def cosines(names: Names, directions: Mapping[str, Float[np.ndarray, "attributes
 
 
 def leakage(
-    targets: Names, attributes: Names, changes: Mapping[str, Changes], exclusive: Pairs, strength: float
+    targets: Names,
+    attributes: Names,
+    changes: Mapping[str, Changes],
+    exclusive: Pairs,
+    strength: float,
+    unit: str = UNITS["deviation"],
 ) -> Figure:
-    """Draw what else changes in faces moved by `strength`: an estimator a heat map, rows moved along, columns changed.
+    """Draw what else changes in faces moved by `strength` units: an estimator a heat map, a row a direction.
 
     `changes` are those of the share of faces with the attribute, in percentage points. Titles tell the mean over rows
     of the mean absolute change of the attributes that are neither the row's own nor `exclusive` with it by definition,
@@ -206,10 +213,10 @@ def leakage(
     others = {name: np.where(counted, np.abs(change), 0) for name, change in changes.items()}
     means = {name: (change.sum(axis=1) / counted.sum(axis=1).clip(1)).mean() for name, change in others.items()}
     limit = 10 * math.ceil(max(1, *(change.max() for change in others.values())) / 10)
-    label = f"change at {_signed(strength)} in percentage points (framed: the attribute itself"
+    label = f"change at {_signed(strength)} {unit}, percentage points (framed: the attribute itself"
     label += "; hatched: excluded by definition)" if excluded.any() else ")"
     panels = {f"{ESTIMATORS[name]}: mean leakage {means[name]:.1f}": change for name, change in changes.items()}
-    figure = _heat_maps(panels, targets, attributes, limit, label, 0)
+    figure = _heat_maps(panels, targets, attributes, limit, label, 0, ("moved along", "what changes"))
     hatched: dict[str, Any] = {"facecolor": "0.93", "edgecolor": "0.6", "hatch": "/////", "linewidth": 0}
     for axes in figure.axes[: len(panels)]:
         for cells, style in ((excluded, hatched), (own, {"fill": False, "edgecolor": "black"})):
@@ -225,8 +232,9 @@ def dose_response(
     low: Curves,
     high: Curves,
     accuracies: Float[np.ndarray, " targets"] | None = None,
+    unit: str = UNITS["deviation"],
 ) -> Figure:
-    """Draw the share 0…1 of faces in which the attribute is found, by strength, with its interval as a band.
+    """Draw the share 0…1 of faces in which the attribute is found, by strength in units, with its interval as a band.
 
     Titles tell in what share of unedited faces the classifier is right about the attribute.
     """
@@ -248,9 +256,11 @@ def dose_response(
         axes.set_xticks(strengths[::2], [_signed(strength) for strength in strengths[::2]])
         axes.tick_params(labelsize=9, labelbottom=number + columns >= len(targets))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.text(0.5, -0.3125 / rows, "strength along the direction", ha="center", fontsize=11)
+    figure.text(0.5, -0.3125 / rows, f"strength along the direction, {unit}", ha="center", fontsize=11)
+    note = "Bands: 95 % intervals over faces."
     if accuracies is not None:
-        note = "In brackets: in how many unedited faces the classifier is right about the attribute"
+        note += " In brackets: in how many unedited faces the classifier is right about the attribute."
+    if rows:
         figure.text(0.5, -0.3125 / rows - 0.2 / (1.6 * rows), note, ha="center", va="top", fontsize=9, color="0.35")
     figure.text(-0.25 / columns, 0.5, "faces with the attribute, %", va="center", rotation=90, fontsize=11)
     return figure
@@ -351,15 +361,25 @@ def _caption_columns(axes: Any, strengths: np.ndarray, left: float = 0) -> None:
 
 
 def _heat_maps(
-    panels: Mapping[str, Changes], rows: Names, columns: Names, limit: float, label: str, digits: int
+    panels: Mapping[str, Changes],
+    rows: Names,
+    columns: Names,
+    limit: float,
+    label: str,
+    digits: int,
+    sides: tuple[str, str] = ("", ""),
 ) -> Figure:
-    """Draw heat maps on one scale -limit…limit: side by side, or below one another where there are many columns."""
+    """Draw heat maps on one scale -limit…limit: side by side, or below one another where there are many columns.
+
+    `sides` say what rows and columns are.
+    """
     rows, columns = [_words(name) for name in rows], [_words(name) for name in columns]
     beside = len(panels) * len(columns) <= 60
     width = min(0.5, ((WIDTH - 1.6) / (len(panels) if beside else 1) - 0.12) / len(columns))  # of a cell, in inches
     height = width if beside else 0.15
     font = min(9, 0.8 * 72 * min(width, height))
     across, down, below = width * len(columns), height * len(rows), 0.15 + font / 120 * max(map(len, columns))
+    below += 0.2 * bool(sides[1])
     step = (max(across + 0.12, 2.7), 0) if beside else (0, down + below + 0.3)
     size = (across + step[0] * (len(panels) - 1), down + step[1] * (len(panels) - 1))
     figure = Figure(figsize=size)
@@ -373,6 +393,8 @@ def _heat_maps(
         axes.set_title(title, fontsize=12)
         axes.set_xticks(range(len(columns)), columns, rotation=90)
         axes.set_yticks(range(len(rows)), rows if index == 0 or not beside else [""] * len(rows))
+        axes.set_xlabel(sides[1], fontsize=10)
+        axes.set_ylabel(sides[0] if index == 0 or not beside else "", fontsize=10)
         axes.tick_params(length=0, labelsize=font)
         axes.spines[:].set_visible(False)
         for (row, column), value in np.ndenumerate(values) if min(width, height) >= 0.22 else ():

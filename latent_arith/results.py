@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, UInt8
 
 from latent_arith import edits, weights
-from latent_arith.config import Crop, LatentArithConfig
+from latent_arith.config import UNITS, Crop, LatentArithConfig
 from latent_arith.directions import Directions
 from latent_arith.editor import POPULATION, Editor
 from latent_arith.edits import Edit
@@ -19,12 +19,6 @@ from latent_arith.population import Population
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
 
-UNITS = {
-    "deviation": "standard deviations",
-    "means": "half distances of the means",
-    "unit": "units of latent space",
-}
-"""What a strength of 1 is, by `config.scale`."""
 SCORES = ("scorecard.npz", "estimators.npz", "components.npz")
 """Files of measurements; runs of older versions have only the first."""
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, Union
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union
 
 import tyro
 
@@ -174,15 +174,23 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Draw the figures of a run again from its files."""
+    """Draw the figures of a run again from its files, for a page or a paper."""
 
     run: tyro.conf.Positional[Path]
     """Directory of the run."""
+    format: Literal["png", "pdf", "svg"] = "png"
+    """Of the files; pictures within PDF and SVG are pixels, all else is vectors."""
+    dpi: int = 110
+    """Dots per inch; journals ask for 300."""
 
     def __call__(self) -> int:
         """Draw, and print the paths of the figures."""
+        if not 10 <= self.dpi <= 1200:
+            raise UserError(f"dpi is {self.dpi}, expected 10 to 1200")
+        from latentlab.figures import Format
+
         for package, part in Run(self.run).experiments.items():
-            for path in import_part(package, "figures").draw(part.run_dir):
+            for path in import_part(package, "figures").draw(part.run_dir, Format(self.format, self.dpi)):
                 print(path)
         return 0
 

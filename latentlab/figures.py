@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -14,18 +14,45 @@ from latentlab.storage.run_directory import atomic
 
 BLUE, ORANGE = "#1f78b4", "#d95f02"
 DOTS_PER_INCH = 110
+RISE = 1.01
+"""How much more than its least a loss is at its end where a legend says that it rises."""
+SETTINGS = {"pdf.fonttype": 42, "svg.hashsalt": "latentlab"}
+"""TrueType fonts, which journals ask for, and ids in SVG that are the same every time."""
+DATES = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+"""Metadata of each format that leave the date out."""
 
 
-def save(path: Path, make: Callable[[], Figure]) -> Path:
-    """Write the figure that `make` draws as a PNG, atomically; the same figure gives the same bytes.
+class Format(NamedTuple):
+    """How figures are written.
+
+    Attributes:
+        name: png, pdf or svg.
+        dots_per_inch: Of a PNG, and of the pictures within the others.
+    """
+
+    name: str = "png"
+    dots_per_inch: int = DOTS_PER_INCH
+
+
+PNG = Format()
+
+
+def save(path: Path, make: Callable[[], Figure], form: Format = PNG) -> Path:
+    """Write the figure that `make` draws, atomically, and return its path; the same figure gives the same bytes.
 
     It is drawn with Matplotlib's own settings, whatever a `matplotlibrc` in the working directory says.
+
+    Args:
+        path: The file; its suffix is that of the format.
+        make: Draws the figure.
+        form: How it is written.
 
     Raises:
         UserError: The file cannot be written.
     """
-    with style.context("default", after_reset=True), atomic(path) as file:
-        make().savefig(file, dpi=DOTS_PER_INCH, format="png", bbox_inches="tight")
+    path = path.with_suffix(f".{form.name}") if path.suffix == ".png" else path
+    with style.context(["default", SETTINGS], after_reset=True), atomic(path) as file:
+        make().savefig(file, dpi=form.dots_per_inch, format=form.name, bbox_inches="tight", metadata=DATES[form.name])
     return path
 
 
@@ -35,11 +62,17 @@ def file_name(name: str) -> str:
 
 
 def by_epoch(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, style: str, colour: str) -> None:
-    """Draw the value `key` of one model's rows by epoch: mean over seeds, and a band of one standard deviation."""
+    """Draw the value `key` of one model's rows by epoch: mean over seeds, and a band of one standard deviation.
+
+    Where it rises again after its least, the legend says at which epoch that was.
+    """
     epochs, values = _by_epoch([row for row in rows if key in row], key)
     if not len(epochs):
         return
     mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1) if values.shape[1] > 1 else None
+    least = int(np.argmin(mean))
+    if 0 < least < len(mean) - 1 and mean[-1] > RISE * mean[least]:
+        label += f", least at epoch {epochs[least]}, then rising"
     axes.plot(epochs, mean, style, color=colour, label=label, marker="" if len(epochs) > 3 else "o")
     if spread is not None:
         axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)

@@ -9,12 +9,12 @@ import matplotlib.colors
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from latentlab.figures import BLUE, ORANGE, by_epoch, save, tile
+from latentlab.figures import BLUE, ORANGE, PNG, Format, by_epoch, save, tile
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import read_json, read_npz
 
-EXTENT = 12.5
 NAMES = {"autoencoder": "Autoencoder", "vae": "VAE"}
 COLOURS = {"autoencoder": ORANGE, "vae": BLUE}
 DIGITS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#6b6b6b", "#a9a61c", "#17becf")
@@ -43,7 +43,7 @@ class Points(NamedTuple):
         return f"{('largest', 'second largest')[axis]} variance of {self.latent_dim} latent dimensions"
 
 
-def draw(run_dir: Path) -> list[Path]:
+def draw(run_dir: Path, form: Format = PNG) -> list[Path]:
     """Draw every figure of a run from the files in its directory, and return their paths.
 
     Raises:
@@ -69,7 +69,7 @@ def draw(run_dir: Path) -> list[Path]:
     }
     if "vae_styles" in pictures:
         figures["styles"] = lambda: styles(pictures["vae_styles"], read_classes(latents))
-    return [save(run_dir / "figures" / f"{name}.png", make) for name, make in figures.items()]
+    return [save(run_dir / "figures" / f"{name}.png", make, form) for name, make in figures.items()]
 
 
 def read_classes(latents: Mapping[str, np.ndarray]) -> list[str]:
@@ -88,7 +88,9 @@ def pick_colours(count: int) -> list[str]:
 def latent_space(
     points_of: Mapping[str, Points], labels: Int[np.ndarray, " n"], classes: Sequence[str] = tuple("0123456789")
 ) -> Figure:
-    """Draw scatter plots of held-out images in both latent spaces, coloured by class, on the same axes -12.5…12.5.
+    """Draw scatter plots of held-out images in both latent spaces, coloured by class, on axes that hold all points.
+
+    A dashed square in the wider panel is the other panel.
 
     Args:
         points_of: Model to coordinates in its plane and the name of its first coordinate, `z` or `PC`.
@@ -100,15 +102,20 @@ def latent_space(
     shuffled = np.random.default_rng(0).permutation(len(labels))
     palette = pick_colours(len(classes))
     colours = np.asarray(palette)[labels[shuffled]]
-    both = figure.subplots(1, 2, sharex=True, sharey=True)
-    for axes, (model, points) in zip(both, points_of.items(), strict=True):
+    both = figure.subplots(1, 2)
+    extents = [1.05 * float(np.abs(points.coordinates).max()) for points in points_of.values()]
+    names = [NAMES[model] for model in points_of]
+    narrow = int(np.argmin(extents))
+    side = extents[narrow]
+    frame = Rectangle((-side, -side), 2 * side, 2 * side, fill=False, linestyle="--", edgecolor="0.3")
+    both[1 - narrow].add_patch(frame)
+    both[1 - narrow].annotate(f"{names[narrow]}'s panel", (-side, side), (0, 2), textcoords="offset points", fontsize=9)
+    for axes, extent, (model, points) in zip(both, extents, points_of.items(), strict=True):
         coordinates = points.coordinates
         axes.scatter(*coordinates[shuffled].T, c=colours, s=5, alpha=0.6, linewidths=0)
-        outside = int((np.abs(coordinates) > EXTENT).any(axis=1).sum())
         deviation = ", ".join(f"{value:.2f}" for value in coordinates.std(axis=0))
-        note = f"; {outside} of {len(coordinates):,} points outside" if outside else ""
-        axes.set_title(f"{NAMES[model]}: standard deviations {deviation}{note}", fontsize=11)
-        axes.set(xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), xlabel=points.axis_name(0), aspect="equal")
+        axes.set_title(f"{NAMES[model]}: standard deviations {deviation}", fontsize=11)
+        axes.set(xlim=(-extent, extent), ylim=(-extent, extent), xlabel=points.axis_name(0), aspect="equal")
         axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
         axes.axvline(0, color="0.85", linewidth=0.8, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
@@ -202,7 +209,8 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> Figure:
         settled = [row["loss"] for row in rows if row["model"] == name and "loss" in row and row["epoch"] > 2]
         if settled:
             axes.set_ylim(top=1.05 * max(settled))
-        axes.set_title(f"{NAMES[name]}, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=12)
+        spread = f", {seeds} seeds (bands: one standard deviation)" if seeds > 1 else ""
+        axes.set_title(NAMES[name] + spread, fontsize=12)
         axes.set(xlabel="epoch", ylabel=title)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

@@ -22,7 +22,7 @@ from latentlab.figures import tile
 GENERATOR = np.random.default_rng(0)
 FACTORS = np.arange(-4.0, 5.0, dtype=np.float32)
 NAMES = ("Smiling", "../../outside", "1/2 of $x$_{")
-FILES = ("figures.npz", "directions.npz", "scorecard.npz", "edit.npz")
+FILES = ("figures.npz", "directions.npz", "scorecard.npz", "edit.npz", "results.json")
 
 
 def faces(*shape: int) -> np.ndarray:
@@ -75,6 +75,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores |= {"targets": np.asarray(NAMES), "attributes": np.asarray(NAMES), "factors": FACTORS}
     np.savez(path / "scorecard.npz", leakage_factor=3.0, exclusive=np.zeros((n, n), bool), **scores)
     write_edits(path / "edit.npz", [edit()])
+    (path / "results.json").write_text('{"scorecard": {"scale": "deviation"}}')
     rows = [
         {"model": "face_vae", "epoch": 1, "seed": 0, "loss": 2.0, "reconstruction": 1.0, "kl": 1.0},
         {"model": "face_vae", "epoch": 1, "seed": 0, "test_loss": 3.0},
@@ -111,7 +112,7 @@ def test_a_missing_file_is_named(name: str, run_dir: Path, tmp_path: Path) -> No
 def test_a_run_of_an_older_version_has_no_estimators_and_no_components(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "save", lambda path, make: path)
+    monkeypatch.setattr(figures, "save", lambda path, make, form: path)
     for name in FILES:
         shutil.copy(run_dir / name, tmp_path)
     drawn = {path.stem for path in figures.draw(tmp_path)}
@@ -142,7 +143,7 @@ def test_a_photo_has_its_strip_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_given_weights_have_no_losses(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "save", lambda path, make: path)
+    monkeypatch.setattr(figures, "save", lambda path, make, form: path)
     for name in FILES:
         shutil.copy(run_dir / name, tmp_path)
     assert {path.stem for path in figures.draw(tmp_path)} >= set(figures.NAMES_OF_FIGURES) - {*NEWER, "losses"}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from vae import figures
 from vae.figures import Points
@@ -37,16 +38,18 @@ def test_tile_places_pictures_row_by_row(count: int, columns: int) -> None:
 
 
 def test_latent_space() -> None:
-    """Both planes from -12.5 to 12.5; a title tells deviations and, if there are any, points outside."""
-    inside = np.asarray([[3.0, 12.5], [-3.0, -12.5]] * 5)
-    outside = inside.copy()
-    outside[0, 0], outside[1] = 12.6, (-13.0, 13.0)
-    figure = figures.latent_space({"autoencoder": Points(outside, 2), "vae": Points(inside, 2)}, np.arange(10))
+    """Each plane holds all of its points; the wider one shows how large the other is."""
+    near = np.asarray([[1.0, 2.0], [-1.0, -2.0]] * 5)
+    far = 10 * near
+    figure = figures.latent_space({"autoencoder": Points(far, 2), "vae": Points(near, 2)}, np.arange(10))
     left, right = figure.axes
-    for axes in (left, right):
-        assert axes.get_xlim() == axes.get_ylim() == (-12.5, 12.5)
-    assert "2 of 10 points outside" in left.get_title()
-    assert right.get_title() == "VAE: standard deviations 3.00, 12.50"
+    for axes, side in ((left, 21.0), (right, 2.1)):
+        np.testing.assert_allclose([*axes.get_xlim(), *axes.get_ylim()], [-side, side] * 2)
+    (frame,) = left.patches
+    assert isinstance(frame, Rectangle) and not right.patches
+    np.testing.assert_allclose([*frame.get_xy(), frame.get_width(), frame.get_height()], [-2.1, -2.1, 4.2, 4.2])
+    assert left.texts[0].get_text() == "VAE's panel"
+    assert right.get_title() == "VAE: standard deviations 1.00, 2.00"
     assert_saved(figure)
 
 
@@ -92,6 +95,19 @@ def test_losses(seeds: int) -> None:
         np.testing.assert_allclose(np.asarray(held_out.get_xydata()).T, [[2, 4], values[1::2].mean(axis=1)])
         assert len(axes.collections) == (2 if seeds > 1 else 0)
     assert_saved(figure)
+
+
+def test_a_held_out_loss_that_rises_is_told() -> None:
+    rows = [
+        {"model": model, "epoch": epoch, "seed": 0, "loss": 2.0 / epoch, "test_loss": 1.0 + abs(epoch - 3) / 10}
+        for model in ("autoencoder", "vae")
+        for epoch in range(1, 7)
+    ]
+    for axes in figures.losses(rows).axes:
+        legend: Any = axes.get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == [
+            "training", "held out, least at epoch 3, then rising",
+        ]  # fmt: skip
 
 
 def test_more_than_two_dimensions_are_named_on_the_axes() -> None:
