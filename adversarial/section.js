@@ -7,7 +7,7 @@ function attack(section) {
   if (section.robust) return robust(section.robust);
   const { objectives, levels } = section, attacks = [...new Set(objectives.map((objective) => objective.attack))];
   const state = { objective: section.first, at: section.start };
-  const original = picture("photo", "picture"), noise = picture("perturbation", "picture"), made = picture("adversarial picture", "picture");
+  const original = picture("photo", "picture"), noise = picture("perturbation", "picture"), made = picture("attacked picture", "picture");
   const enlarged = noise.figure.querySelector("figcaption"), badge = el("span", { class: "badge" }), bars = el("div", { class: "bars" });
   const where = el("p"), curves = el("div");
   let curve = null;
@@ -37,7 +37,7 @@ function attack(section) {
       canvas.dataset.index = at;
     }
     enlarged.textContent = now.most ? `perturbation × ${(127.5 / most).toFixed(0)} (±${now.most} grey levels)` : "no perturbation";
-    made.figure.querySelector("figcaption").textContent = `adversarial picture: ${words(now.top[0].name)}`;
+    made.figure.querySelector("figcaption").textContent = `saved with 8 bits: ${words(now.saved)}, ${percent(now.confidence, 1)}`;
   };
   const change = () => {
     const objective = objectives[state.objective];

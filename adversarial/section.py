@@ -22,9 +22,11 @@ def make_section(run_dir: Path) -> dict[str, Any]:
     """
     results = read_json(run_dir / "results.json")
     if "trainings" in results:
-        return {"robust": training_curves(results)}
+        curves = training_curves(results)
+        return {"robust": curves, "finding": _find_accuracy(curves)}
     if "robust_accuracy" in results:
-        return {"robust": accuracy_curves(results)}
+        curves = accuracy_curves(results)
+        return {"robust": curves, "finding": _find_accuracy(curves)}
     pictures, saved = read_npz(run_dir / "figures.npz"), read_npz(run_dir / "sweep.npz")
     sweep, count = results["sweep"], len(pictures["adversarial"][0])
     rows = [sweep[start : start + count] for start in range(0, len(sweep), count)]
@@ -34,6 +36,7 @@ def make_section(run_dir: Path) -> dict[str, Any]:
     shown = radii.index(results["attacks"][0]["epsilon"])
     reached = [index for index, row in enumerate(rows) if row[shown]["success_after_png"]]
     return {
+        "finding": _find(results),
         "norm": NORMS[results["norm"]],
         "truth": str(results["true_class"]["name"]),
         "original": sprite(pictures["original"][None], lossless=True),
@@ -46,6 +49,28 @@ def make_section(run_dir: Path) -> dict[str, Any]:
             _describe_objective(row, saved, index, own, pictures["adversarial"][index], pictures["original"])
             for index, row in enumerate(rows)
         ],
+    }
+
+
+def _find(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the page opens with: how many objectives the saved pictures reach."""
+    name = results["attacks"][0]["attack"]
+    entries = [entry for entry in results["attacks"] if entry["attack"] == name]
+    reached = sum(bool(entry["success_after_png"]) for entry in entries)
+    return {
+        "number": f"{reached} of {len(entries)}",
+        "text": f"objectives are reached by {str(name).upper()} within {entries[0]['epsilon_grey_levels']:.3g} grey "
+        "levels, in pictures saved with 8 bits.",
+    }
+
+
+def _find_accuracy(curves: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the page opens with: how much accuracy is left at the largest radius of a sweep."""
+    first, clean, last = curves["curves"][0], curves["curves"][0]["value"][0], curves["curves"][0]["value"][-1]
+    return {
+        "number": f"{last:.0%}".replace("%", " %"),
+        "text": f"of {curves['photos']:,} {curves['what']} are still recognised ({first['name']}) within "
+        f"{curves['levels'][-1]:.3g} grey levels, against {clean:.0%} at {curves['levels'][0]:.3g}.",
     }
 
 
@@ -109,6 +134,8 @@ def _describe_objective(
             {
                 "reached": bool(entry["success_after_png"]),
                 "most": int(entry["linf_grey_levels"]),
+                "saved": str(entry["top1_name_after_png"]),
+                "confidence": float(entry["confidence_after_png"]),
                 "truth": float(entry["true_class_probability"]),
                 "aimed": float(entry["target_probability"] if entry["target_name"] else entry["confidence"]),
                 "top": _top_classes(computed, as_png, classes, own),

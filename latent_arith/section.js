@@ -2,7 +2,7 @@
 function faces(section) {
   if (section.photo) return ownPhoto(section.photo);
   const { strengths, names } = section, zero = strengths.indexOf(0);
-  const state = { face: 0, name: names[0], at: zero, other: "", otherAt: zero };
+  const state = { face: 0, name: names[0], at: section.start, other: "", otherAt: zero };
   const moved = picture("moved", "face"), original = picture("original", "face");
   const dose = el("div"), told = el("output", {}), verdict = el("p", {});
   const missing = new Set(section.notLearned);
@@ -41,7 +41,7 @@ function faces(section) {
     draw();
   };
   const word = (index) => signed(strengths[index]);
-  const one = slider("strength", strengths.length, zero, (at) => { state.at = at; draw(); }, word);
+  const one = slider("strength", strengths.length, section.start, (at) => { state.at = at; draw(); }, word);
   const otherSlider = slider("second strength", strengths.length, zero, (at) => { state.otherAt = at; draw(); }, word);
   const first = select("attribute", names.map((name) => [name, words(name) + (missing.has(name) ? " (not learned)" : "")]), (name) => { state.name = name; change(); });
   const second = select("second attribute", [["", "none"]], (name) => {
@@ -62,7 +62,7 @@ function faces(section) {
     el("div", { class: "controls" }, first.box, one.box, second.box, otherSlider.box),
     el("div", { class: "row" }, original.figure, el("figure", {}, moved.canvas, el("figcaption", {}, told)), el("div", { class: "beside" }, dose, verdict)),
     ...(section.pretrained ? [el("p", {}, "The VAE was trained beforehand, by ", el("code", {}, section.pretrained), ".")] : []),
-    ...leakage(section.leakage),
+    ...leakage(section.leakage, section.scale),
     ...(section.estimators ? estimators(section.estimators) : []),
     el("h3", {}, "A face in 800 bytes"),
     table("", ["", "bytes", "PSNR, dB"], section.stored.map(({ name, bytes, psnr_decibels }) =>
@@ -105,7 +105,7 @@ function ownPhoto({ face, strip, steps, edit, lines }) {
   ];
 }
 
-function leakage({ targets, attributes, strength, estimators, exclusive }) {
+function leakage({ targets, attributes, strength, estimators, exclusive }, scale) {
   const told = el("output", { class: "told" }, "Move over a cell, or tab into the matrix and use the arrow keys.");
   const body = el("tbody");
   let kind = Object.keys(estimators)[0];
@@ -145,6 +145,7 @@ function leakage({ targets, attributes, strength, estimators, exclusive }) {
     el("p", {}, "Rows: the attribute that faces are moved along. Columns: by how much the share of faces in which another is "
       + "found grows (orange) or shrinks (blue); hatched, where it must by definition."),
     el("div", { class: "controls" }, select("estimator of the direction", Object.keys(estimators).map((name) => [name, name]), (name) => { kind = name; fill(); }).box),
+    el("p", { class: "scale" }, el("span", {}, `−${most.toFixed(0)}`), el("i"), el("span", {}, `+${most.toFixed(0)} percentage points, at ${signed(strength)} ${scale}`)),
     told,
     el("div", { class: "scroll" }, el("table", { class: "matrix" }, el("thead", {}, head), body)),
   ];

@@ -1,6 +1,6 @@
 """Experiment 2 on the page: faces moved along attributes, dose-response, leakage, and what a face takes to store."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,16 @@ def make_section(run_dir: Path) -> dict[str, Any]:
     """
     pictures = read_npz(run_dir / "figures.npz")
     if "photo" in pictures:
-        return {"photo": _photo(run_dir, pictures)}
+        photo = _photo(run_dir, pictures)
+        return {"photo": photo, "finding": {"number": photo["edit"], "text": " ".join(photo["lines"])}}
     directions, scores = (read_npz(run_dir / f"{name}.npz") for name in ("directions", "scorecard"))
     results = read_json(run_dir / "results.json")
     strengths, targets = scores["factors"].astype(float).tolist(), scores["targets"].tolist()
     curves = [scores[name].astype(float).tolist() for name in ("reached", "reached_low", "reached_high")]
     accuracies = results["scorecard"]["classifier_accuracies"]
     section = {
+        "finding": _find(results["scorecard"]),
+        "start": _start(strengths, float(scores["leakage_factor"])),
         "notLearned": results["scorecard"].get("not_learned", []),
         "pretrained": results.get("weights", {}).get("command"),
         "names": directions["names"].tolist(),
@@ -65,6 +68,23 @@ def make_section(run_dir: Path) -> dict[str, Any]:
         of_faces = [sprite(flatten_grid(both), len(strengths)) for both in pictures["pair_edits"]]
         section["pair"] = {"names": pictures["pair"].tolist(), "sprites": of_faces}
     return section
+
+
+def _start(strengths: Sequence[float], strength: float) -> int:
+    """Return the place of the strength that the page opens with: the one that results are told of."""
+    return int(np.argmin(np.abs(np.asarray(strengths) - strength)))
+
+
+def _find(card: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the page opens with: how often an edit succeeds, and what else it changes."""
+    shares = {name: target["reached"]["balanced"][0] for name, target in card["targets"].items()}
+    learned = [share for name, share in shares.items() if name not in card.get("not_learned", ())] or [0.0]
+    reached = float(np.mean(learned))
+    return {
+        "number": f"{reached:.0%}".replace("%", " %"),
+        "text": f"of faces show the attribute after an edit of +{card['factor']:g}, on average over {len(learned)} of "
+        f"{len(shares)} attributes; others change by {card['mean_leakage']['balanced']:.1f} percentage points.",
+    }
 
 
 def _estimators(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,19 +103,20 @@ def latent_space(
     palette = pick_colours(len(classes))
     colours = np.asarray(palette)[labels[shuffled]]
     both = figure.subplots(1, 2)
-    extents = [1.05 * float(np.abs(points.coordinates).max()) for points in points_of.values()]
-    names = [NAMES[model] for model in points_of]
-    narrow = int(np.argmin(extents))
-    side = extents[narrow]
-    frame = Rectangle((-side, -side), 2 * side, 2 * side, fill=False, linestyle="--", edgecolor="0.3")
+    squares = [_enclose(points.coordinates) for points in points_of.values()]
+    narrow = int(np.argmin([side for *_, side in squares]))
+    left, bottom, side = squares[narrow]
+    frame = Rectangle((left, bottom), side, side, fill=False, linestyle="--", edgecolor="0.3")
     both[1 - narrow].add_patch(frame)
-    both[1 - narrow].annotate(f"{names[narrow]}'s panel", (-side, side), (0, 2), textcoords="offset points", fontsize=9)
-    for axes, extent, (model, points) in zip(both, extents, points_of.items(), strict=True):
+    name = f"{[NAMES[model] for model in points_of][narrow]}'s panel"
+    both[1 - narrow].annotate(name, (left, bottom + side), (0, 2), textcoords="offset points", fontsize=9)
+    for axes, (left, bottom, side), (model, points) in zip(both, squares, points_of.items(), strict=True):
         coordinates = points.coordinates
         axes.scatter(*coordinates[shuffled].T, c=colours, s=5, alpha=0.6, linewidths=0)
         deviation = ", ".join(f"{value:.2f}" for value in coordinates.std(axis=0))
         axes.set_title(f"{NAMES[model]}: standard deviations {deviation}", fontsize=11)
-        axes.set(xlim=(-extent, extent), ylim=(-extent, extent), xlabel=points.axis_name(0), aspect="equal")
+        limits = {"xlim": (left, left + side), "ylim": (bottom, bottom + side)}
+        axes.set(**limits, xlabel=points.axis_name(0), aspect="equal")
         axes.axhline(0, color="0.85", linewidth=0.8, zorder=0)
         axes.axvline(0, color="0.85", linewidth=0.8, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
@@ -134,6 +135,14 @@ def latent_space(
             ncols=columns,
         )
     return figure
+
+
+def _enclose(points: Float[np.ndarray, "n 2"]) -> tuple[float, float, float]:
+    """Return left, bottom and side of a square that holds points with a margin."""
+    low, high = points.min(axis=0).astype(float), points.max(axis=0).astype(float)
+    side = 1.1 * max(float((high - low).max()), 1e-6)
+    left, bottom = (low + high - side) / 2
+    return float(left), float(bottom), side
 
 
 def reconstructions(originals: Picture, by_model: Mapping[str, Picture]) -> Figure:

@@ -29,6 +29,9 @@ COMPARED = {
     "negative IWAE bound, held out, nats": "test_iwae",
 }
 """Measurements of the summary: what a person reads to what `results.json` calls it."""
+HIGHER_IS_BETTER = {"neighbour_accuracy", "prior_coverage", "prior_class_accuracy"}
+LOWER_IS_BETTER = set(COMPARED.values()) - HIGHER_IS_BETTER - {"prior_density"}
+"""Of density neither: 1 is that of real images."""
 
 
 @dataclass(frozen=True, eq=False)

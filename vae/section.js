@@ -10,7 +10,7 @@ class Plane {
   constructor(made, shared) {
     Object.assign(this, { made, shared, cursor: null, view: made.extent });
     this.canvas = el("canvas", {
-      class: "plane", tabindex: 0, role: "img", "aria-label": `${made.name}: latent plane of ${shared.labels.length} digits. `
+      class: "plane", tabindex: 0, role: "application", "aria-label": `${made.name}: latent plane of ${shared.labels.length} digits. `
         + "Arrow keys move over it, Enter chooses the nearest digit.",
     });
     this.decoded = picture(`decoded here`, "tile");
@@ -81,6 +81,11 @@ class Plane {
       ctx.fillText(significant(value, 2), Math.min(px(value), size - 22), py(0) + 12);
       ctx.fillText(significant(value, 2), px(0) + 3, Math.max(py(value), 12));
     }
+    const axes = shared.wide ? ["1st direction", "2nd direction"] : ["z₁", "z₂"];
+    ctx.textAlign = "end";
+    ctx.fillText(axes[0], size - 4, py(0) - 6);
+    ctx.textAlign = "start";
+    ctx.fillText(axes[1], px(0) + 6, size - 6);
     ctx.font = "600 10px system-ui, sans-serif";
     ctx.textAlign = "center";
     ctx.textBaseline = "middle";
@@ -119,7 +124,7 @@ class Plane {
 
 function latentSpace(section) {
   const shared = {
-    labels: section.labels, classes: section.classes, prior: false, chosen: null, digit: null,
+    wide: section.latentDim > 2, labels: section.labels, classes: section.classes, prior: false, chosen: null, digit: null,
     faded: (index) => shared.digit != null && section.labels[index] !== shared.digit,
     choose(index) {
       shared.chosen = index;
@@ -131,10 +136,11 @@ function latentSpace(section) {
     },
   };
   const planes = section.planes.map((made) => new Plane(made, shared));
-  planes.forEach((plane) => plane.move([0, 0]));
   const original = picture("original", "tile");
   const reconstructed = section.planes.map((made) => picture(made.name, "tile"));
   const told = el("output", {}, "choose a digit in either plane");
+  planes.forEach((plane) => plane.move([0, 0]));
+  if (section.labels.length) shared.choose(0);
   redraws.push(() => planes.forEach((plane) => plane.draw()));
 
   const digits = section.classes.map((name, digit) => {
@@ -184,6 +190,7 @@ function latentSpace(section) {
     ...section.styles ? [el("h3", {}, "Samples from the prior, a row each, as every class"),
       el("div", { class: "two" }, wholeSheet(section.styles, "VAE: samples from the prior as every class", `classes ${section.classes.join(", ")}`))] : [],
     el("h3", {}, `Compared in numbers, ${section.seeds > 1 ? `mean and standard deviation of ${section.seeds} seeds` : "of one seed"}`),
+    el("p", { class: "soft" }, "↓ lower is better, ↑ higher is better; a density of 1 is that of real images."),
     table("", ["", ...section.planes.map((made) => made.name)], section.numbers.map(({ label, values }) => [
       label, ...values.map((value) => value == null ? "–" : significant(value.mean)
         + (value.standard_deviation == null ? "" : ` ± ${significant(value.standard_deviation, 2)}`)),

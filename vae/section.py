@@ -9,7 +9,7 @@ import numpy as np
 from latentlab.report.values import flatten_grid, round_numbers, sprite, to_floats
 from latentlab.storage.run_directory import read_json, read_npz
 from vae.figures import NAMES, read_classes
-from vae.results import COMPARED
+from vae.results import COMPARED, HIGHER_IS_BETTER, LOWER_IS_BETTER
 
 KEY, TITLE = "latent", "Latent space"
 
@@ -41,15 +41,32 @@ def make_section(run_dir: Path) -> dict[str, Any]:
             }
             for name, title in NAMES.items()
         ],
+        "finding": _find(results),
         "seeds": int(results["seeds"]),
         "shownClass": results.get("shown_class"),
         "styles": _sprite_of_styles(pictures.get("vae_styles")),
         "numbers": [
-            {"label": label, "values": [_spread(results[name].get(key)) for name in NAMES]}
+            {"label": label + _arrow(key), "values": [_spread(results[name].get(key)) for name in NAMES]}
             for label, key in COMPARED.items()
             if key in results["vae"]
         ],
     }
+
+
+def _find(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the page opens with: how near samples from the prior are to real digits."""
+    ours, theirs = (results[name]["prior_frechet_distance"]["mean"] for name in ("vae", "autoencoder"))
+    if ours is None or theirs is None:  # of a single sample
+        return {}
+    return {
+        "number": f"{ours:.1f}",
+        "text": "is the Fréchet distance of samples from the VAE's prior to held-out digits, against "
+        f"{theirs:.1f} of the autoencoder's; lower is better.",
+    }
+
+
+def _arrow(key: str) -> str:
+    return " ↓" if key in LOWER_IS_BETTER else " ↑" if key in HIGHER_IS_BETTER else ""
 
 
 def _sprite_of_styles(pictures: np.ndarray | None) -> dict[str, Any] | None:

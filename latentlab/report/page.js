@@ -103,7 +103,7 @@ function choice(label, items, change, chosen = 0) {
 function table(className, head, rows) {
   const cells = (row, tag) => row.map((cell, index) => {
     const properties = tag === "th" ? { scope: "col" } : index ? {} : { scope: "row" };
-    return el(tag === "th" || !index ? "th" : "td", properties, cell);
+    return cell === "" ? el("td") : el(tag === "th" || !index ? "th" : "td", properties, cell); // a header is not empty
   });
   return el("div", { class: "scroll" }, el("table", { class: className },
     head && el("thead", {}, el("tr", {}, ...cells(head, "th"))),
@@ -183,8 +183,8 @@ function howItWasMade({ command, parts, files }) {
   return [
     el("pre", {}, el("code", {}, command)),
     el("p", {}, copyButton(command)),
-    ...parts.map(({ name, facts, config }) => el("div", {}, el("h3", {}, name), table("texts", null, facts),
-      el("details", {}, el("summary", {}, "configuration"), table("texts", null, config)))),
+    el("div", { class: "parts" }, ...parts.map(({ name, facts, config }) => el("div", {}, el("h3", {}, name), table("texts", null, facts),
+      el("details", {}, el("summary", {}, "configuration"), table("texts", null, config))))),
     el("details", {}, el("summary", {}, `${files.length} files`), el("ul", {}, ...files.map(({ href, name, size }) =>
       el("li", {}, el("a", { href }, name), ` ${size}`)))),
   ];
@@ -196,10 +196,14 @@ const sectionMakers = { made: howItWasMade };
 function showPage() {
   document.title = `latentlab: ${data.run}`;
   document.getElementById("run").textContent = data.run;
+  const findings = Object.entries(data.sections).filter(([, part]) => part.finding?.number);
+  if (findings.length) document.querySelector("main").append(el("div", { class: "findings" }, ...findings.map(([id, { finding }]) =>
+    el("a", { href: `#${id}` }, el("strong", {}, finding.number), " ", finding.text))));
   for (const [id, part] of Object.entries(data.sections)) {
     document.querySelector("nav").append(el("a", { href: `#${id}` }, part.title));
     document.querySelector("main").append(el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, part.title),
-      ...(part.missing ? [el("p", { class: "soft" }, `${part.missing} `, el("code", {}, part.command))] : sectionMakers[id](part))));
+      ...(part.missing ? [el("p", { class: "soft" }, `${part.missing} `, el("code", {}, part.command))] : sectionMakers[id](part)),
+      part.figures?.length ? el("p", { class: "soft" }, "Figures: ", ...part.figures.flatMap(({ href, name }, index) => [index ? ", " : "", el("a", { href }, name)])) : null));
   }
   const redraw = () => redraws.forEach((one) => one());
   redraw();

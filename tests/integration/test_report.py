@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from adversarial.section import accuracy_curves
@@ -139,6 +140,7 @@ def test_the_plane_shows_what_is_decoded_under_the_pointer(browser: Browser, wri
     shown, complaints = opened(browser, written)
     plane, tile = shown.locator("canvas.plane").nth(1), "#latent figure:has(.plane) canvas.tile"
     before = picture(shown, tile, 1)
+    plane.scroll_into_view_if_needed()
     box = plane.bounding_box()
     assert box
     shown.mouse.move(box["x"] + box["width"] * 0.1, box["y"] + box["height"] * 0.9)
@@ -163,10 +165,10 @@ def test_a_digit_is_chosen_with_the_pointer_and_with_the_keyboard(browser: Brows
     shown, complaints = opened(browser, written)
     plane, told = shown.locator("canvas.plane").first, shown.locator("#latent output").last
     chosen = "#latent .row:has(> figure + figure) canvas"
-    blank = picture(shown, chosen)
+    expect(told).to_contain_text(re.compile(r"digit \d; Autoencoder z"))  # it opens with a digit
+    before = picture(shown, chosen)
     plane.click()
-    expect(told).to_contain_text(re.compile(r"digit \d; Autoencoder z"))
-    first = changed(shown, chosen, blank)
+    first = changed(shown, chosen, before)
     plane.focus()
     for _ in range(9):
         shown.keyboard.press("ArrowRight")
@@ -210,7 +212,7 @@ def test_sliders_move_a_face_and_the_marker(browser: Browser, written: Path) -> 
             timeout=5000,
         )
 
-    seen("face 1, Smiling 0", 0, 0, 4)
+    seen("face 1, Smiling +3", 0, 0, 7)  # it opens on an edit
     sliders.first.focus()
     shown.keyboard.press("End")
     expect(shown.locator("#faces .slider output").first).to_have_text("+4")
@@ -268,6 +270,8 @@ def test_the_attack_follows_its_slider(browser: Browser, written: Path, finished
     expect(shown.locator("#attack .bars output").first).to_have_text(f"{100 * entry['confidence']:.1f} %")
     verb = "reached" if entry["success_after_png"] else "missed"
     expect(shown.locator("#attack .badge")).to_have_text(f"objective {verb} by the saved PNG")
+    saved = f"{entry['top1_name_after_png'].replace('_', ' ')}, {100 * entry['confidence_after_png']:.1f} %"
+    expect(shown.locator("#attack figcaption").nth(2)).to_have_text(f"saved with 8 bits: {saved}")
     pixels = (
         shown.locator(canvases)
         .nth(2)
@@ -310,6 +314,65 @@ def test_robust_accuracy_follows_its_slider(browser: Browser, tmp_path: Path) ->
         "as computed: 40.0 % (30.0 % to 50.0 %); saved with 8 bits: 40.0 % (30.0 % to 50.0 %)"
     )
     assert complaints == []
+
+
+def test_a_class_that_rounding_changes_is_told_of_the_saved_picture(
+    browser: Browser, finished: Path, tmp_path: Path
+) -> None:
+    """The floats reach the objective, the PNG is taken for another class: caption and badge are those of the PNG."""
+    path = tmp_path / "run"
+    shutil.copytree(finished, path, ignore=shutil.ignore_patterns("checkpoints"))
+    results = read_json(path / "adversarial" / "results.json")
+    for entry in results["sweep"] + results["attacks"]:
+        entry |= {"success": True, "success_after_png": False, "top1_name": "pug", "top1_name_after_png": "beagle"}
+        entry |= {"confidence_after_png": 0.625}
+    (path / "adversarial" / "results.json").write_text(json.dumps(results))
+    assert cli.main(["report", str(path)]) == 0
+    shown, _ = opened(browser, path / "report" / "index.html")
+    expect(shown.locator("#attack figcaption").nth(2)).to_have_text("saved with 8 bits: beagle, 62.5 %")
+    expect(shown.locator("#attack .badge")).to_have_text("objective missed by the saved PNG")
+    count = len({entry["attack"] for entry in results["attacks"]})
+    expect(shown.locator(".findings a").nth(2)).to_contain_text(f"0 of {len(results['attacks']) // count}")
+
+
+def test_it_opens_with_a_finding_of_every_experiment(browser: Browser, written: Path, finished: Path) -> None:
+    shown, _ = opened(browser, written)
+    distances = read_json(finished / "vae" / "results.json")
+    for index, (link, number) in enumerate(
+        {
+            "#latent": f"{distances['vae']['prior_frechet_distance']['mean']:.1f}",
+            "#faces": " %",
+            "#attack": " of ",
+        }.items()
+    ):
+        finding = shown.locator(".findings a").nth(index)
+        expect(finding).to_have_attribute("href", link)
+        expect(finding.locator("strong")).to_contain_text(number)
+    for name in ("vae", "latent_arith", "adversarial"):
+        drawn = {path.name for path in (finished / name / "figures").glob("*.png")}
+        links = shown.locator(f"section a[href^='../{name}/figures/']").evaluate_all("(all) => all.map((a) => a.href)")
+        assert drawn <= {link.rsplit("/", 1)[1] for link in links}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_reader_of_screens_finds_nothing_amiss(browser: Browser, written: Path, scheme: Any) -> None:
+    shown, _ = opened(browser, written, color_scheme=scheme, bypass_csp=True)
+    shown.wait_for_load_state("networkidle")
+    found = Axe().run(shown).response
+    assert len(found["passes"]) > 20
+    assert [(fault["id"], fault["nodes"][0]["html"][:200]) for fault in found["violations"]] == []
+
+
+def test_it_prints_on_four_sheets_with_its_colours_and_chosen_names(browser: Browser, written: Path) -> None:
+    shown, _ = opened(browser, written)
+    shown.wait_for_load_state("networkidle")
+    assert len(re.findall(rb"/Type /Page\b", shown.pdf(format="A4"))) <= 4
+    shown.emulate_media(media="print")
+    for part in (".matrix td", ".bar i", ".badge", ".scale i"):
+        adjust = shown.locator(part).first.evaluate("(one) => getComputedStyle(one).printColorAdjust")
+        assert adjust == "exact", part
+    expect(shown.locator("#faces select").first).to_be_visible()
+    expect(shown.locator("#attack .choices label:has(:checked)")).to_be_visible()
 
 
 def test_the_command_is_copied_and_files_are_linked(browser: Browser, written: Path) -> None:

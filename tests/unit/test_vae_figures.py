@@ -43,11 +43,11 @@ def test_latent_space() -> None:
     far = 10 * near
     figure = figures.latent_space({"autoencoder": Points(far, 2), "vae": Points(near, 2)}, np.arange(10))
     left, right = figure.axes
-    for axes, side in ((left, 21.0), (right, 2.1)):
+    for axes, side in ((left, 22.0), (right, 2.2)):
         np.testing.assert_allclose([*axes.get_xlim(), *axes.get_ylim()], [-side, side] * 2)
     (frame,) = left.patches
     assert isinstance(frame, Rectangle) and not right.patches
-    np.testing.assert_allclose([*frame.get_xy(), frame.get_width(), frame.get_height()], [-2.1, -2.1, 4.2, 4.2])
+    np.testing.assert_allclose([*frame.get_xy(), frame.get_width(), frame.get_height()], [-2.2, -2.2, 4.4, 4.4])
     assert left.texts[0].get_text() == "VAE's panel"
     assert right.get_title() == "VAE: standard deviations 1.00, 2.00"
     assert_saved(figure)
