@@ -8,7 +8,7 @@ it, and ε counts grey levels of the picture.
 import difflib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from adversarial.config import DIGITS, AdversarialConfig
 from adversarial.pixels import GREY_LEVELS, IMAGENET, RANGES, Normalization, PixelRange
 from latentlab.arrays import AnyArray
 from latentlab.errors import UserError
+from latentlab.export.networks import Network
 from latentlab.storage import assets, torch_weights
 
 Images = UInt8[AnyArray, "n h w c"] | Float[AnyArray, "n h w c"]
@@ -122,6 +123,18 @@ class Classifier:
             expected = " or ".join(near) or f"an index from 0 to {count - 1}, or a name such as {self.classes[0].name}"
             raise UserError(f"class {text!r}: the network has none; expected {expected}")
         return found[0]
+
+
+def make_network(name: str, classifier: Classifier, image_shape: tuple[int, ...]) -> Network:
+    """Return a classifier as `export` takes it: images in [0, 1] to logits."""
+
+    def classify(variables: Variables, images: Images) -> Float[Array, "n classes"]:
+        return replace(classifier, variables=variables).logits(images)
+
+    names = json.dumps([known.name for known in classifier.classes])
+    size = "×".join(map(str, image_shape))
+    about = {"inputs": f"images {size} in [0, 1]", "outputs": f"{len(classifier.classes)} logits", "classes": names}
+    return Network(name, classify, classifier.variables, (jax.ShapeDtypeStruct(image_shape, jnp.float32),), about)
 
 
 @dataclass(frozen=True)

@@ -327,7 +327,7 @@ def attack_photos(
                     | ({"skipped": fault} if fault else _describe_photo(found, index, int(true[index]), remarks, unit))
                 )
             bar.update(len(batch))
-    return _measure_photos(config, classifier, attack, epsilons, metrics.rows(), log)
+    return _measure_photos(config, classifier, attack, epsilons, metrics.rows(), size, log)
 
 
 def _measure_photos(
@@ -336,6 +336,7 @@ def _measure_photos(
     attack: SweptAttack,
     epsilons: Sequence[Epsilon],
     rows: Sequence[Mapping[str, Any]],
+    size: int,
     log: Log,
 ) -> RobustnessResults:
     """Return the results of all photos that could be read.
@@ -358,6 +359,7 @@ def _measure_photos(
         "attack_settings": dict(attack.settings),
         "labels": config.labels,
         "photos": len(counted),
+        "image_size": size,
         "skipped": skipped,
         "clean_accuracy": float(accuracy["accuracy"][0]),
         "robust_accuracy": robustness.describe_accuracy(accuracy, zero_gradients, epsilons, counted),

@@ -11,12 +11,14 @@ from jaxtyping import Float, UInt8
 from scipy.special import softmax
 
 from adversarial import one_photo, robustness
-from adversarial.classifier import Class, Classifier
-from adversarial.config import AdversarialConfig, Training, describe_attack
+from adversarial.classifier import Class, Classifier, make_network
+from adversarial.config import DEFAULT_SIZE, AdversarialConfig, Training, describe_attack
 from adversarial.digits import AdversarialTraining, DigitsNetwork
 from adversarial.one_photo import Sweep
 from adversarial.pixels import RANGES, encode_png
+from latentlab.export.networks import Network
 from latentlab.figures import file_name
+from latentlab.labeled_images import IMAGE_SHAPE
 from latentlab.model import Variables
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import atomic, read_json, read_npz, write_json, write_npz
@@ -49,6 +51,10 @@ class PhotoResults:
     logits: Float[np.ndarray, " classes"]
     sweep: Sweep
     measures: Mapping[str, Any]
+
+    def networks(self) -> tuple[Network, ...]:
+        """Return the classifier, for `export`."""
+        return (make_network("classifier", self.classifier, self.photo.shape),)
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of every file that `save` writes."""
@@ -134,6 +140,11 @@ class RobustnessResults:
     rows: tuple[Mapping[str, Any], ...]
     measures: Mapping[str, Any]
 
+    def networks(self) -> tuple[Network, ...]:
+        """Return the classifier, for `export`."""
+        size = int(self.measures.get("image_size", self.config.size or DEFAULT_SIZE))  # runs of before kept none
+        return (make_network("classifier", self.classifier, (size, size, 3)),)
+
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of every file that `save` writes."""
         return {"robustness.npz": dict(self.accuracy)}
@@ -186,6 +197,12 @@ class DefenseResults:
     def classifier(self, training: Training, seed: int = 0) -> Classifier:
         """Return a trained network."""
         return make_classifier(self.variables[training], seed, self.classes)
+
+    def networks(self, seed: int = 0) -> tuple[Network, ...]:
+        """Return the classifiers of one seed, for `export`."""
+        return tuple(
+            make_network(training, self.classifier(training, seed), IMAGE_SHAPE) for training in self.variables
+        )
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of every file that `save` writes."""

@@ -16,6 +16,7 @@ from latent_arith.editor import POPULATION, Editor
 from latent_arith.edits import Edit
 from latent_arith.photos import Whole, check_pixels
 from latent_arith.population import Population
+from latentlab.export.networks import Network, make_networks
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
 
@@ -86,6 +87,10 @@ class LatentArithResults:
         move = editor.move(strengths)
         face = editor.read(Path(photo) if isinstance(photo, str | Path) else check_pixels(photo), crop)
         return editor.decode(editor.encode(face.pixels[None]) + move)[0]
+
+    def networks(self) -> tuple[Network, ...]:
+        """Return the encoder and the decoder, for `export`."""
+        return make_networks("", self.model, self.variables)
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of every file that `save` writes, without the edit's."""

@@ -30,6 +30,8 @@ Examples:
   {program} vae --epochs 100 --seeds 3    one experiment, with other settings
   {program} adversarial --epsilon 8/255   a number may be a fraction
 """
+EXPORT = "export"
+"""Folder of a run for what it was exported to."""
 SUMMARY = "summary.md"
 """What was measured, as the terminal shows it, beside an experiment's `results.json`."""
 OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -85,6 +87,8 @@ class RunCommand(Generic[Config]):
     """Go on with the run in this directory, with its own configuration."""
     overwrite: bool = False
     """Delete the run that --out names, if it exists."""
+    tracker: Literal["none", "tensorboard"] = "none"
+    """Write metrics for TensorBoard too, as they come, under RUN/export/tensorboard."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache, so that the next run starts sooner."""
     seed_devices: int = 1
@@ -164,6 +168,7 @@ class Check:
             manifest = import_part(package, "experiment").manifest(part.config)
             faults += check(part.run_dir, manifest)
             forms |= manifest.deliverables
+            faults += _check_exports(run, package)
         if run.command == "all":
             faults += check_arrays(run.path / DELIVERABLES, forms)
         for fault in faults:
@@ -209,6 +214,43 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a run for other programs, under RUN/export."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of the run; for the trackers it need not be finished."""
+    to: Literal["tensorboard", "mlflow", "wandb", "safetensors", "jax-export", "huggingface"]
+    """tensorboard, mlflow and wandb (offline) have metrics, results and figures; safetensors, jax-export (a program for
+    CPU, CUDA and TPU) and huggingface (a folder with a card) have the networks."""
+
+    def __call__(self) -> int:
+        """Export, and print where it is, or the command that shows it."""
+        from latentlab import parallel
+        from latentlab.export import networks, trackers
+        from latentlab.export.records import read_records
+
+        run, directory = Run(self.run), self.run / EXPORT / self.to
+        if self.to in trackers.EXPORTS:
+            print(trackers.export_anew(trackers.EXPORTS[self.to], read_records(run), directory))
+            return 0
+        parallel.check_platform()
+        for package, part in run.experiments.items():
+            results = getattr(run, package)
+            found = results.networks() if hasattr(results, "networks") else ()
+            networks.require_networks(found, part.run_dir)
+            place = directory / package if len(run.experiments) > 1 else directory
+            if self.to == "huggingface":
+                again = repeat_command(run.command, run.config)
+                paths = networks.export_hugging_face(found, place, part.run_dir, results.summary(), again)
+                print(f"hf upload USER/NAME {place}")
+            else:
+                write = networks.export_safetensors if self.to == networks.SAFETENSORS else networks.export_stable_hlo
+                paths = write(found, place)
+            print(*paths, sep="\n")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Bench:
     """Time every hot function on this device."""
 
@@ -244,6 +286,17 @@ class _Defaults:
     resume: Path | None = None
 
 
+def _check_exports(run: Run, package: str) -> list[str]:
+    """Return the faults of the networks that were exported, none where there are none."""
+    exports = run.path / EXPORT
+    if not any(exports.glob("jax-export/**/*.stablehlo")) and not any(exports.glob("safetensors/**/*.safetensors")):
+        return []
+    from latentlab.export import networks
+
+    inner = package if len(run.experiments) > 1 else ""
+    return list(networks.check_exports(getattr(run, package).networks(), exports, inner))
+
+
 def _parse(arguments: list[str]) -> Callable[[], int]:
     """Return the command that the words ask for; those that make runs have the defaults of `--preset` or `--resume`."""
     if arguments[:1] == ["--version"]:
@@ -257,7 +310,7 @@ def _parse(arguments: list[str]) -> Callable[[], int]:
         early = dataclasses.replace(early, preset="original")
     stored = Run(early.resume) if early.resume else None
     kinds: list[Any] = [_run_kind(command, early.preset, stored) for command in COMMANDS]
-    commands: Any = Union[*kinds, Check, Figures, Report, Redraw, Bench]
+    commands: Any = Union[*kinds, Check, Figures, Report, Redraw, Export, Bench]
     description = DESCRIPTION.format(program=_program())
     command: Callable[[], int] = tyro.cli(
         commands, args=arguments, prog=prog, description=description, registry=_FRACTIONS
@@ -356,12 +409,24 @@ def _run_experiments(run_dir: Path, options: RunCommand[Any]) -> None:
     for stage, (package, part) in enumerate(parts.items(), 1):
         if len(parts) > 1 and parallel.is_process_0():
             print(f"[{stage} of {len(parts)}] {commands[package]}", flush=True)
-        _run_experiment(package, commands[package], part, options.seed_devices)
+        with _track(options.tracker, part.run_dir, run_dir / EXPORT / options.tracker / package):
+            _run_experiment(package, commands[package], part, options.seed_devices)
     if options.command == "all":
         gathered: dict[str, Any] = {}
         for part in parts.values():
             gathered |= run_directory.read_npz(part.run_dir / DELIVERABLES)
         run_directory.write_npz(run_dir / DELIVERABLES, gathered)
+
+
+def _track(tracker: str, run_dir: Path, directory: Path) -> contextlib.AbstractContextManager[None]:
+    """Return a block in which metrics go to a tracker too."""
+    from latentlab import parallel
+
+    if tracker == "none" or not parallel.is_process_0():
+        return contextlib.nullcontext()
+    from latentlab.export.trackers import follow_with_tensorboard
+
+    return follow_with_tensorboard(run_dir, directory)
 
 
 def _run_experiment(package: str, command: str, part: Part, seed_devices: int) -> None:

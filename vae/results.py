@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, UInt8
 
+from latentlab.export.networks import Network, make_networks
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
 from latentlab.storage.weights import read_variables, variable_arrays
@@ -77,6 +78,11 @@ class VaeResults:
         model, given = self.models[name], None if labels is None else np.asarray(labels)
         inputs = evaluate.take_latents(model, np.asarray(latents, np.float32)[None], given)
         return evaluate.decode(model, self._of_seed(name, seed), inputs)[0]
+
+    def networks(self, seed: int = 0) -> tuple[Network, ...]:
+        """Return encoders and decoders of one seed, for `export`."""
+        pairs = (make_networks(f"{name}_", model, self._of_seed(name, seed)) for name, model in self.models.items())
+        return tuple(network for pair in pairs for network in pair)
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Return the arrays of every file that `save` writes."""
