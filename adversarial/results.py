@@ -23,6 +23,7 @@ from latentlab.model import Variables
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import atomic, read_json, read_npz, write_json, write_npz
 from latentlab.storage.weights import read_variables, variable_arrays
+from latentlab.tables import format_table
 
 NO_CLASS = -1
 EXERCISE = "fgsm"
@@ -214,18 +215,18 @@ class DefenseResults:
         return {"weights.npz": weights, "robustness.npz": dict(self.standing)}
 
     def summary(self) -> str:
-        """Return a line of robust accuracies for every training."""
+        """Return robust accuracies, a row a training."""
         measures = self.measures
         trainings = measures["trainings"]
         entries = [found["robust_accuracy"] for found in trainings.values()]
         counted = f"{measures['photos']} digits" + (f", {measures['seeds']} seeds" if measures["seeds"] > 1 else "")
-        lines = [
-            f"{counted}; robust accuracy against {describe_attack(measures)}, an upper bound:",
-            f"{'epsilon':10}" + "".join(f"{entry['epsilon']:>8g}" for entry in entries[0]),
+        head = ["training", *(f"ε {entry['epsilon']:g}" for entry in entries[0])]
+        rows = [
+            [training, *(f"{entry['accuracy']:.1%}" for entry in found)]
+            for training, found in zip(trainings, entries, strict=True)
         ]
-        for training, found in zip(trainings, entries, strict=True):
-            lines.append(f"{training:10}" + "".join(f"{entry['accuracy']:>8.1%}" for entry in found))
-        return "\n".join(lines)
+        title = f"{counted}; robust accuracy against {describe_attack(measures)}, an upper bound:"
+        return f"{title}\n\n{format_table(head, rows)}"
 
     def save(self, run_dir: Path) -> None:
         """Write weights, arrays and `results.json`.

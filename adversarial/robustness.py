@@ -23,6 +23,7 @@ from latentlab.parallel import LocalRows, batched_apply
 from latentlab.statistics import share_with_interval
 from latentlab.storage.check import ArraySpec
 from latentlab.storage.run_directory import finite_or_null
+from latentlab.tables import format_table
 
 MISCLASSIFIED = "none"
 """In the place of an attack's name, for photos that are not recognised as they are."""
@@ -192,7 +193,7 @@ def _shares(name: str, survived: Bool[np.ndarray, "photos epsilons"]) -> dict[st
 def _describe_fall(entry: Mapping[str, Any]) -> str:
     """Return which attacks of an ensemble the photos fell to, "" for other attacks."""
     counts = [(name, count) for name, count in entry.get("felled_by", {}).items() if name not in ("", MISCLASSIFIED)]
-    return "; fell to " + ", ".join(f"{name} {count}" for name, count in counts) if counts else ""
+    return "fell to " + ", ".join(f"{name} {count}" for name, count in counts) if counts else ""
 
 
 def summarize(results: Mapping[str, Any]) -> str:
@@ -201,14 +202,23 @@ def summarize(results: Mapping[str, Any]) -> str:
     counted = f"{results['photos']} photos" + (f" ({skipped} more cannot be read)" if skipped else "")
     lines = [
         f"{counted}, clean accuracy {results['clean_accuracy']:.1%}; robust accuracy against "
-        f"{describe_attack(results)}, an upper bound:"
+        f"{describe_attack(results)}, an upper bound:",
+        "",
     ]
-    for entry in results["robust_accuracy"]:
-        lines.append(
-            "  epsilon {epsilon:g} of {epsilon_range} ({epsilon_grey_levels:.4g} grey levels): {accuracy:.1%} "
-            "({accuracy_low:.1%} to {accuracy_high:.1%}), on the 8-bit grid {accuracy_8_bit:.1%}".format(**entry)
-            + _describe_fall(entry)
-        )
+    entries = results["robust_accuracy"]
+    unit = entries[0]["epsilon_range"]
+    rows = [
+        [
+            f"{entry['epsilon']:g}",
+            f"{entry['epsilon_grey_levels']:.4g}",
+            f"{entry['accuracy']:.1%}",
+            f"{entry['accuracy_low']:.1%} to {entry['accuracy_high']:.1%}",
+            f"{entry['accuracy_8_bit']:.1%}",
+        ]
+        for entry in entries
+    ]
+    lines.append(format_table([f"ε of {unit}", "grey levels", "recognised", "95 % interval", "as PNG"], rows))
+    lines += [f"ε = {entry['epsilon']:g}: {fall}" for entry in entries if (fall := _describe_fall(entry))]
     if found := results.get("distance"):
         lines.append(
             f"distance to the nearest image found that is not recognised: median {format_distance(found['median'])} "

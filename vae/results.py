@@ -14,6 +14,7 @@ from latentlab.export.networks import Network, make_networks
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
 from latentlab.storage.weights import read_variables, variable_arrays
+from latentlab.tables import format_table
 from vae import evaluate
 from vae.config import VaeConfig
 
@@ -98,7 +99,7 @@ class VaeResults:
         }
 
     def summary(self) -> str:
-        """Return the comparison in a few lines for the terminal."""
+        """Return the comparison as a table."""
 
         def format_number(model: str, name: str) -> str:
             if name not in self.measures[model]:  # an autoencoder has no likelihood
@@ -109,13 +110,12 @@ class VaeResults:
             spread = f" ± {value['standard_deviation']:.3g}" if "standard_deviation" in value else ""
             return f"{value['mean']:.4g}{spread}"
 
-        lines = [f"{'':36} {'autoencoder':>20} {'VAE':>20}"]
-        lines += [
-            f"{label:36} {format_number('autoencoder', key):>20} {format_number('vae', key):>20}"
+        rows = [
+            [label, format_number("autoencoder", key), format_number("vae", key)]
             for label, key in COMPARED.items()
             if key in self.measures["vae"]
         ]
-        return "\n".join(lines)
+        return format_table(["measure", "autoencoder", "VAE"], rows)
 
     def save(self, run_dir: Path) -> None:
         """Write all arrays and `results.json`, each file whole or not at all.

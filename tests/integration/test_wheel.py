@@ -1,6 +1,7 @@
 """The wheel, installed outside the checkout: all that a run reads is in it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,7 +23,9 @@ SMALL = (
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel's packages, which Python finds before the checkout's."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    source = folder / "source"  # for a build leaves its files where it was made
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__"))
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(source)]
     subprocess.run(build, check=True, capture_output=True, text=True)
     (wheel,) = folder.glob("latentlab-*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -136,4 +136,6 @@ def test_results_and_summary_carry_epsilon_with_its_range() -> None:
     told = robustness.summarize(results)
     assert "robust accuracy against PGD in L∞, steps 10, restarts 2, step size 0.01, an upper bound:" in told
     assert describe_attack({"attack": "fgsm", "norm": "l2"}) == "FGSM in L2", "as runs of before have it"
-    assert "epsilon 0.01 of [0, 1] (2.55 grey levels): 100.0% (20.7% to 100.0%)" in told
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines() if line.startswith("|")]
+    assert rows[0] == ["ε of [0, 1]", "grey levels", "recognised", "95 % interval", "as PNG"]
+    assert rows[4] == ["0.01", "2.55", "100.0%", "20.7% to 100.0%", "100.0%"]
