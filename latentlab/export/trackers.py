@@ -101,6 +101,7 @@ def export_wandb(records: Sequence[Record], directory: Path) -> str:
         run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in record.figures})
         run.summary.update({f"results/{name}": value for name, value in record.results.items()})
         run.finish()
+    wandb.teardown()  # its process writes the files to their end
     return f"wandb sync {directory}/wandb/offline-run-*"
 
 

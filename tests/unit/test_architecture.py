@@ -75,7 +75,7 @@ def test_no_import_runs_upwards() -> None:
     [
         (r"PartitionSpec|shard_map|NamedSharding|local_devices|make_mesh\(", ("latentlab.parallel", "latentlab.cli")),
         (r"platform_dependent|xla_metadata", ("latentlab.kernels",)),
-        (r"from flax import linen", ("vae.model", "vae.keras_io", "latent_arith.model",
+        (r"from flax import linen", ("vae.model", "vae.keras_io", "vae.mlp", "latent_arith.model",
         "latent_arith.attribute_classifier", "adversarial.mobilenet_v2", "adversarial.resnet", "adversarial.digits",
         "adversarial.keras_layers")), (r"import orbax", ("latentlab.storage.checkpoints",)),
         (r"os\._exit|signal\.signal\(|unraisablehook",
