@@ -31,7 +31,10 @@ class Watched:
 
 @contextlib.contextmanager
 def show_heartbeat(seconds: float = SILENCE) -> Iterator[None]:
-    """Within the block, say on standard error that work goes on wherever nothing was shown for so many seconds."""
+    """Within the block, say on standard output that work goes on wherever nothing was shown for so many seconds.
+
+    Standard error is for progress and for the one line of a mistake.
+    """
     started, ended = time.monotonic(), threading.Event()
     out, errors = Watched(sys.stdout), Watched(sys.stderr)
 
@@ -39,7 +42,7 @@ def show_heartbeat(seconds: float = SILENCE) -> Iterator[None]:
         while not ended.wait(seconds / 10):
             now = time.monotonic()
             if now - max(out.last, errors.last) >= seconds:
-                tqdm.write(f"  … at work, {now - started:.0f} s so far", file=errors)
+                tqdm.write(f"  … at work, {now - started:.0f} s so far", file=out)
 
     thread = threading.Thread(target=watch, name="heartbeat", daemon=True)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
