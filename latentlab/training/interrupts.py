@@ -5,13 +5,15 @@ lets them act, and `defer` changes nothing.
 """
 
 import contextlib
+import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STANDARD_ERROR = 2
+STOPPING = b"stopping, once a checkpoint is written; again to stop at once\n"
 
 
 class Interrupted(BaseException):
@@ -41,7 +43,8 @@ def handle_signals() -> Iterator[None]:
     def handler(number: int, frame: FrameType | None) -> None:
         if pending.is_deferred and pending.number is None:
             pending.number = number
-            print("stopping, once a checkpoint is written; again to stop at once", file=sys.stderr)
+            with contextlib.suppress(OSError):  # not `print`, which the signal may have interrupted
+                os.write(STANDARD_ERROR, STOPPING)
             return
         raise Interrupted(number)
 
