@@ -19,6 +19,7 @@ import pytest
 import latentlab
 from latentlab import cli
 from latentlab.errors import UserError
+from latentlab.experiment import Run
 from latentlab.labeled_images import open_dataset
 from latentlab.storage.checkpoints import Checkpoints, digest
 from latentlab.storage.metrics import MetricsLog
@@ -354,7 +355,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_bit_equal(
     assert not (stopped / "results.json").exists()
     assert cli.main(["vae", "--resume", str(stopped)]) == 0
     assert cli.main(["check", str(stopped)]) == 0
-    config = dataclasses.replace(VaeConfig(), **read_json(stopped / "config.json")["config"])
+    config = Run(stopped).config
     assert final_digests(stopped, config) == final_digests(finished / "vae", config)
     for name in ("results.json", "latents.npz"):
         assert (stopped / name).read_bytes() == (finished / "vae" / name).read_bytes()
