@@ -218,5 +218,5 @@ def summarize(results: Mapping[str, Any]) -> str:
 
 def describe_success(entry: Mapping[str, Any]) -> str:
     """Return where an objective was reached: yes (floats and PNG), no, floats only or PNG only."""
-    floats, png = entry["success"], entry["success_after_png"]
-    return ("yes" if floats else "no") if floats == png else "floats only" if floats else "PNG only"
+    words = {(True, True): "yes", (False, False): "no", (True, False): "floats only", (False, True): "PNG only"}
+    return words[bool(entry["success"]), bool(entry["success_after_png"])]

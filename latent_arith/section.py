@@ -71,7 +71,7 @@ def make_section(run_dir: Path) -> dict[str, Any]:
 
 
 def _start(strengths: Sequence[float], strength: float) -> int:
-    """Return the place of the strength that the page opens with: the one that results are told of."""
+    """Return the place of the strength that the page opens with, which is the scorecard's."""
     return int(np.argmin(np.abs(np.asarray(strengths) - strength)))
 
 

@@ -294,7 +294,10 @@ def _check_exports(run: Run, package: str) -> list[str]:
     from latentlab.export import networks
 
     inner = package if len(run.experiments) > 1 else ""
-    return list(networks.check_exports(getattr(run, package).networks(), exports, inner))
+    try:
+        return list(networks.check_exports(getattr(run, package).networks(), exports, inner))
+    except UserError as error:  # what is missing for them is a fault of the run, and stands among the others
+        return [str(error)]
 
 
 def _parse(arguments: list[str]) -> Callable[[], int]:

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -35,20 +35,27 @@ def show_heartbeat(seconds: float = SILENCE) -> Iterator[None]:
 
     Standard error is for progress and for the one line of a mistake.
     """
-    started, ended = time.monotonic(), threading.Event()
+    started = time.monotonic()
     out, errors = Watched(sys.stdout), Watched(sys.stderr)
 
-    def watch() -> None:
+    def watch(ended: threading.Event) -> None:
         while not ended.wait(seconds / 10):
             now = time.monotonic()
             if now - max(out.last, errors.last) >= seconds:
                 tqdm.write(f"  … at work, {now - started:.0f} s so far", file=out)
 
-    thread = threading.Thread(target=watch, name="heartbeat", daemon=True)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors), run_beside(watch):
+        yield
+
+
+@contextlib.contextmanager
+def run_beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `work(ended)` in a thread beside the block, at whose end the event is set and the thread waited for."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

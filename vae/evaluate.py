@@ -107,9 +107,7 @@ def take_inputs(model: LatentVariableModel, images: Pixels, labels: np.ndarray |
     """
     if not isinstance(model, ConditionalModel):
         return images
-    if labels is None:
-        raise ValueError(f"{type(model).__name__} is of images given their class; expected labels")
-    return Labeled(images, np.asarray(labels, np.int32))
+    return Labeled(images, _require_labels(model, labels))
 
 
 def take_latents(model: LatentVariableModel, latents: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
@@ -120,10 +118,15 @@ def take_latents(model: LatentVariableModel, latents: np.ndarray, labels: np.nda
     """
     if not isinstance(model, ConditionalModel):
         return latents
+    given = _require_labels(model, labels)
+    classes = np.broadcast_to(np.eye(model.classes, dtype=latents.dtype)[given], (*latents.shape[:-1], model.classes))
+    return np.concatenate([latents, classes], axis=-1)
+
+
+def _require_labels(model: ConditionalModel, labels: np.ndarray | None) -> np.ndarray:
     if labels is None:
         raise ValueError(f"{type(model).__name__} is of images given their class; expected labels")
-    classes = np.broadcast_to(np.eye(model.classes, dtype=latents.dtype)[labels], (*latents.shape[:-1], model.classes))
-    return np.concatenate([latents, classes], axis=-1)
+    return np.asarray(labels, np.int32)
 
 
 def _batch_of_one(image: Array, *label: Array) -> tuple[Images, Any]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from latentlab.errors import UserError
 from latentlab.export.records import Point, Record, make_points
+from latentlab.heartbeat import run_beside
 from latentlab.storage.metrics import MetricsLog
 
 SECONDS = 2.0
@@ -129,10 +130,9 @@ def follow_with_tensorboard(run_dir: Path, directory: Path) -> Iterator[None]:
         UserError: tensorboardX is not installed.
     """
     writer_type = _import("tensorboardX", "tensorboard").SummaryWriter
-    ended = threading.Event()
     log = MetricsLog(run_dir / "metrics.jsonl")
 
-    def follow() -> None:
+    def follow(ended: threading.Event) -> None:
         written: list[Any] = []
         writer = None
         while True:
@@ -152,13 +152,8 @@ def follow_with_tensorboard(run_dir: Path, directory: Path) -> Iterator[None]:
                 return
             ended.wait(SECONDS)
 
-    thread = threading.Thread(target=follow, name="tensorboard", daemon=True)
-    thread.start()
-    try:
+    with run_beside(follow):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _write_point(writer: Any, point: Point) -> None:

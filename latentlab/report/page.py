@@ -70,7 +70,7 @@ def _read_section(run: Run, package: str, command: str) -> dict[str, Any]:
     fault = next(iter(check(part.run_dir, import_part(package, "experiment").manifest(part.config))), "")
     if fault:
         return {"missing": f"Not complete ({fault}). To finish it:", "command": command}
-    figures = [path.relative_to(run.path) for path in sorted((part.run_dir / "figures").glob("*.png"))]
+    figures = [path.relative_to(run.path) for path in sorted((part.run_dir / "figures").rglob("*.png"))]
     try:
         made: dict[str, Any] = import_part(package, "section").make_section(part.run_dir)
     except UserError as error:
@@ -78,14 +78,9 @@ def _read_section(run: Run, package: str, command: str) -> dict[str, Any]:
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         missing = f"Cannot be shown, for its files do not fit together ({error!r:.200}). To make it anew:"
     else:
-        links = [{"name": words(path.stem), "href": f"../{quote(path.as_posix())}"} for path in figures]
+        links = [{"name": path.stem.replace("_", " "), "href": f"../{quote(path.as_posix())}"} for path in figures]
         return {**made, "figures": links}
     return {"missing": missing, "command": command}
-
-
-def words(name: str) -> str:
-    """Return the name of a file as words."""
-    return name.replace("_", " ")
 
 
 def _read_text(package: str, name: str) -> str:
