@@ -37,7 +37,7 @@ from latent_arith.model import FaceVae, decode_rows, encode_rows
 from latentlab.config import Precision
 from latentlab.errors import UserError
 from latentlab.model import LatentVariableModel, Variables
-from latentlab.parallel import vmap_seeds
+from latentlab.parallel import map_seeds
 from latentlab.storage.run_directory import describe_machine, write_json
 from latentlab.training.loop import LoopSchedule, train_epoch
 from latentlab.training.optimizer import adam
@@ -250,7 +250,7 @@ def digits_step(sizes: Sizes, precision: Precision) -> Work:
 
 
 def digits_epoch(sizes: Sizes, precision: Precision) -> Work:
-    """Return an epoch of such steps, as one scan, of several seeds under `vmap`."""
+    """Return an epoch of such steps, as one scan, of one seed or several."""
     step = digits_step(sizes, precision).program
     schedule = LoopSchedule(sizes.digits, sizes.batch, 1, sizes.digits, 1)
 
@@ -259,7 +259,7 @@ def digits_epoch(sizes: Sizes, precision: Precision) -> Work:
 
     state = step.arguments[0]
     states = jax.tree.map(lambda leaf: jnp.stack([leaf] * sizes.seeds), state) if sizes.seeds > 1 else state
-    program = Program(vmap_seeds(run_epoch, sizes.seeds, (0, None)), (states, _pixels(sizes.digits, 28, 1)))
+    program = Program(map_seeds(run_epoch, sizes.seeds, (0, None)), (states, _pixels(sizes.digits, 28, 1)))
     title = f"digit VAE, an epoch of {sizes.digits:,}" + (f", {sizes.seeds} seeds" if sizes.seeds > 1 else "")
     return Work(title, sizes.seeds * sizes.digits, program)
 

@@ -35,7 +35,7 @@ from latentlab.model import (
     attach_labels,
     normalize,
 )
-from latentlab.parallel import batched_apply, vmap_seeds
+from latentlab.parallel import batched_apply, map_seeds
 from vae import losses
 
 EXAMPLES_PER_BATCH = 100
@@ -219,7 +219,7 @@ def _apply_rows(
         return jax.vmap(partial(function, model, variables))(*rows)
 
     in_axes = (0, *[None] * shared_rows, *[1] * (len(rows) - shared_rows))
-    return vmap_seeds(apply_seed, seeds, in_axes, 1)(variables, *rows)
+    return map_seeds(apply_seed, seeds, in_axes, 1)(variables, *rows)
 
 
 def count_active_units(mean: Codes) -> int:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Key, UInt8
 
 from latentlab import parallel
 from latentlab.model import Variables
-from latentlab.parallel import LocalRows, vmap_seeds
+from latentlab.parallel import LocalRows, map_seeds
 from latentlab.training.interrupts import Interrupted
 from latentlab.training.state import Batch, TrainingLoss, TrainState, init_state, train_step
 
@@ -168,7 +168,7 @@ def init_states(
         return _place(init_state(key_of_seed(seed), init, optimizer), shard_optimizer)
 
     numbers = jnp.asarray(seeds)
-    return jax.jit(vmap_seeds(init_seed, len(seeds)))(numbers if len(seeds) > 1 else numbers[0])
+    return jax.jit(map_seeds(init_seed, len(seeds)))(numbers if len(seeds) > 1 else numbers[0])
 
 
 def resident_train_steps(
@@ -193,7 +193,7 @@ def resident_train_steps(
 
     @partial(jax.jit, static_argnums=2, donate_argnums=0)
     def train_seeds(state: TrainState, data: Batch, count: int) -> tuple[TrainState, dict[str, Array]]:
-        return vmap_seeds(partial(train, count=count), seeds, (0, None))(state, data)
+        return map_seeds(partial(train, count=count), seeds, (0, None))(state, data)
 
     return lambda state, count: train_seeds(state, data, count)
 
@@ -226,7 +226,7 @@ def streaming_train_steps(
     def train(state: TrainState, batches: Array, resident: Array | None) -> tuple[TrainState, dict[str, Array]]:
         def body(state: TrainState, batch: Array) -> tuple[TrainState, dict[str, Array]]:
             pixels = batch[: schedule.batch_size] if resident is None else resident[batch]
-            return vmap_seeds(step, seeds, (0, None, None))(state, pixels, mask)
+            return map_seeds(step, seeds, (0, None, None))(state, pixels, mask)
 
         state, metrics = lax.scan(body, state, batches)
         return state, {name: jnp.moveaxis(values, 0, -1) for name, values in metrics.items()}
