@@ -25,7 +25,7 @@ from adversarial.assets import KERAS_MOBILENET_V2, REGISTRY
 from adversarial.config import DIGITS, AdversarialConfig
 from adversarial.pixels import GREY_LEVELS, IMAGENET, RANGES, Normalization, PixelRange
 from latentlab.arrays import AnyArray
-from latentlab.errors import UserError
+from latentlab.errors import UserError, first_line
 from latentlab.export.networks import Network
 from latentlab.storage import assets, torch_weights
 
@@ -160,9 +160,21 @@ def wrap_classifier(
         names: Of the classes.
 
     Raises:
-        UserError: There are not as many names as classes.
+        UserError: The function does not give logits of colour images of that size, or there are not as many names as
+            classes.
     """
-    count = jax.eval_shape(function, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)).shape[-1]
+    shape = (1, size, size, 3)
+    try:
+        found = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except Exception as error:
+        raise UserError(
+            f"classifier: fails on images {shape}: {type(error).__name__}: {first_line(error)}; another size is "
+            "config.size, and images without three channels go to the attacks themselves (adversarial.attacks)"
+        ) from error
+    if getattr(found, "ndim", 0) != 2 or len(found) != 1:
+        form = getattr(found, "shape", type(found).__name__)
+        raise UserError(f"classifier: gives {form} for images {shape}, expected logits of shape (1, classes)")
+    count = found.shape[1]
     if names and len(names) != count:
         raise UserError(f"classifier: {len(names)} names, but it gives {count} logits; expected as many")
     classes = tuple(Class("", name) for name in names or [f"class_{index}" for index in range(count)])

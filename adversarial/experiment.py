@@ -35,6 +35,7 @@ from adversarial.results import DELIVERED, AdversarialResults, DefenseResults, P
 from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
+from latentlab.experiment import finish_run, start_run
 from latentlab.labeled_images import Dataset, open_dataset
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage import assets
@@ -48,6 +49,7 @@ DECODERS = {"pillow": "Pillow", "tensorflow": "TensorFlow"}
 MOST_ZERO_GRADIENTS = 0.01
 OF_TWO_CLASSES = ("apgd-ce", "fab-t", "square")
 DEFAULT_STEPS = 10
+COMMAND = "adversarial"
 CALLS = "calls.jsonl"
 """What every call of an ensemble found, with which an interrupted run goes on."""
 WINDOW = 1024
@@ -83,6 +85,7 @@ def run(
         UserError: Weights, photos or classes are missing or do not go together, or a file could not be written.
     """
     attack = make_attack(config)
+    start_run(run_dir, COMMAND, config)
     results: AdversarialResults
     if config.classifier == DIGITS and classifier is None:
         data = data or open_dataset(config.data)
@@ -180,6 +183,7 @@ def _save(results: AdversarialResults, run_dir: Path | None, log: Log) -> None:
     if run_dir:
         results.save(run_dir)
         figures.draw(run_dir)
+        finish_run(run_dir, COMMAND, results)
     log(results.summary())
 
 

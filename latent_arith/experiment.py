@@ -46,8 +46,9 @@ from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.disentanglement import measure_disentanglement
 from latentlab.errors import UserError
+from latentlab.experiment import finish_run, start_run
 from latentlab.figures import save
-from latentlab.model import LatentVariableModel, Variables
+from latentlab.model import LatentVariableModel, Variables, check_model
 from latentlab.parallel import LocalRows
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
@@ -62,7 +63,7 @@ from latentlab.training.optimizer import adam
 from latentlab.training.resume import train_with_checkpoints
 from latentlab.training.state import TrainState
 
-LABEL = "face_vae"
+COMMAND, LABEL = "latent-arith", "face_vae"
 ESTIMATORS = ("raw", "balanced")
 HALVES = tuple(f"{estimator} half {half}" for estimator in ESTIMATORS for half in (0, 1))
 
@@ -90,14 +91,20 @@ def run(
         Interrupted: The command line caught SIGINT or SIGTERM; training goes on from a checkpoint.
     """
     if config.image:
+        start_run(run_dir, COMMAND, config)
         edited = edit_photo(config, run_dir, log)
         if run_dir:
             figures.draw(run_dir)
+            finish_run(run_dir, COMMAND, edited)
         return edited
     if config.weights == AUTO and (model or data):  # the packaged weights are of another model, or of other faces
         config = replace(config, train=True)
+    own_model = model
     model, given = open_model(config, model, log)
     data = data or open_data(config)
+    if own_model is not None:
+        check_model(own_model, (config.size, config.size, 3))
+    start_run(run_dir, COMMAND, config)
     check_label(config, data)
     beta = equivalent_beta(config.reconstruction_weight, model.image_shape)
     log(_describe_setting(config, data, beta))
@@ -158,6 +165,7 @@ def run(
     if run_dir:
         results.save(run_dir)
         figures.draw(run_dir)
+        finish_run(run_dir, COMMAND, results)
     log(results.summary())
     return results
 

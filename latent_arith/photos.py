@@ -31,7 +31,7 @@ SMALLEST_FACE = 1 / 12
 EYES_IN_FACE = ((0.28, 0.38), (0.72, 0.38))
 """Where eyes are in the square that a cascade finds, as shares of its side."""
 MOST_TILT = 30.0  # degrees
-EXTRA = "pip install 'latentlab[photos]', or 'opencv-python-headless<5'"
+EXTRA = "pip install -e '.[photos]' in the checkout, or pip install 'opencv-python-headless<5'"
 
 
 class Frame(NamedTuple):

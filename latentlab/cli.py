@@ -18,7 +18,17 @@ import tyro
 from latentlab import command_process
 from latentlab.config import Precision
 from latentlab.errors import UserError, first_line
-from latentlab.experiment import COMMANDS, CONFIG, EXPERIMENTS, Part, Run, import_part, presets, split_config
+from latentlab.experiment import (
+    COMMANDS,
+    EXPERIMENTS,
+    Part,
+    Run,
+    find_differences,
+    import_part,
+    presets,
+    split_config,
+    start_run,
+)
 from latentlab.training import interrupts
 
 DESCRIPTION = """\
@@ -32,12 +42,9 @@ Examples:
 """
 EXPORT = "export"
 """Folder of a run for what it was exported to."""
-SUMMARY = "summary.md"
-"""What was measured, as the terminal shows it, beside an experiment's `results.json`."""
 OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 Config = TypeVar("Config")
-Differences = dict[str, tuple[Any, Any]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -346,23 +353,11 @@ def _check_resumed(options: RunCommand[Any], stored: Run) -> None:
         raise UserError(f"{stored.path} is a run of {stored.command!r}, not of {options.command!r}")
     if options.out or options.overwrite:
         raise UserError("--resume goes on in the run's own directory; leave out --out and --overwrite")
-    for name, (ours, theirs) in _find_differences(options.config, stored.config).items():
+    for name, (ours, theirs) in find_differences(options.config, stored.config).items():
         raise UserError(
             f"--resume {stored.path}: the run has {name} = {theirs!r}, the command line {ours!r}; "
             f"a run is resumed with its own configuration"
         )
-
-
-def _find_differences(ours: Any, theirs: Any) -> Differences:
-    """Return the fields, by dotted name, in which two configurations differ, with both values."""
-    found: Differences = {}
-    for field in dataclasses.fields(ours):
-        values = getattr(ours, field.name), getattr(theirs, field.name)
-        if dataclasses.is_dataclass(values[0]):
-            found |= {f"{field.name}.{name}": pair for name, pair in _find_differences(*values).items()}
-        elif values[0] != values[1]:
-            found[field.name] = values
-    return found
 
 
 @contextlib.contextmanager
@@ -407,7 +402,7 @@ def _run_experiments(run_dir: Path, options: RunCommand[Any]) -> None:
     from latentlab.storage.check import DELIVERABLES
 
     commands = {package: command for command, package in EXPERIMENTS.items()}
-    _write_config(run_dir, options.command, options.config)
+    start_run(run_dir, options.command, options.config)
     parts = split_config(options.command, options.config, run_dir)
     for stage, (package, part) in enumerate(parts.items(), 1):
         if len(parts) > 1 and parallel.is_process_0():
@@ -439,8 +434,6 @@ def _run_experiment(package: str, command: str, part: Part, seed_devices: int) -
     if not any(check(part.run_dir, experiment.manifest(part.config))):
         print(f"{command}: {part.run_dir} is complete")
         return
-    part.run_dir.mkdir(exist_ok=True)
-    _write_config(part.run_dir, command, part.config)
     import jax
 
     from latentlab import parallel
@@ -451,21 +444,10 @@ def _run_experiment(package: str, command: str, part: Part, seed_devices: int) -
     try:
         mesh = parallel.make_mesh(seed_devices if hasattr(part.config, "seeds") else 1)
         with jax.set_mesh(mesh), show_heartbeat() if parallel.is_process_0() else contextlib.nullcontext():
-            results = experiment.run(part.config, part.run_dir)
-        with run_directory.atomic(part.run_dir / SUMMARY) as file:
-            file.write(f"# {command}\n\n{results.summary()}\n".encode())
+            experiment.run(part.config, part.run_dir)
     finally:
         if (part.run_dir / "metrics.jsonl").exists():
             run_directory.add_time(part.run_dir, time.monotonic() - started)
-
-
-def _write_config(run_dir: Path, command: str, config: Any) -> None:
-    """Write `config.json`, unless the run that goes on has it."""
-    from latentlab.storage import run_directory
-
-    if not (run_dir / CONFIG).exists():
-        record = {"experiment": command, "config": dataclasses.asdict(config), **run_directory.describe_machine()}
-        run_directory.write_json(run_dir / CONFIG, record)
 
 
 def _write_page(run: Run) -> Path:
@@ -482,7 +464,7 @@ def _write_page(run: Run) -> Path:
 
 def repeat_command(command: str, config: Any) -> str:
     """Return the command that makes a run with a configuration; the one in `config.json` may lie."""
-    by_preset = {name: _find_differences(config, preset) for name, preset in presets(command).items()}
+    by_preset = {name: find_differences(config, preset) for name, preset in presets(command).items()}
     preset, changed = min(by_preset.items(), key=lambda item: len(item[1]))
     words = [*_program().split(), command, "--preset", preset]
     for name, (value, _) in changed.items():

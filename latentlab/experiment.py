@@ -5,7 +5,7 @@ here to an experiment.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, make_dataclass
+from dataclasses import asdict, fields, is_dataclass, make_dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +24,10 @@ EXPERIMENTS = {"vae": "vae", "latent-arith": "latent_arith", "adversarial": "adv
 """Command to package, in the order in which `all` runs them."""
 COMMANDS = ("all", *EXPERIMENTS)
 CONFIG = "config.json"
+SUMMARY = "summary.md"
+"""What was measured, as the terminal shows it, beside an experiment's `results.json`."""
+
+Differences = dict[str, tuple[Any, Any]]
 
 
 @runtime_checkable
@@ -102,6 +106,50 @@ class Run:
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.experiments]
+
+
+def start_run(run_dir: Path | None, command: str, config: Any) -> None:
+    """Write `config.json` of a run, unless the directory has the one of a run that goes on.
+
+    Raises:
+        UserError: It has a run with another configuration, or cannot be written.
+    """
+    if run_dir is None:
+        return
+    from latentlab.storage import run_directory
+
+    if not (run_dir / CONFIG).exists():
+        record = {"experiment": command, "config": asdict(config), **run_directory.describe_machine()}
+        run_directory.write_json(run_dir / CONFIG, record)
+        return
+    stored = Run(run_dir)
+    if stored.command != command:
+        raise UserError(f"{run_dir} is a run of {stored.command!r}, not of {command!r}; expected another directory")
+    for name, (ours, theirs) in find_differences(config, stored.config).items():
+        raise UserError(
+            f"{run_dir}: the run has {name} = {theirs!r}, this one {ours!r}; a run goes on with its own configuration, "
+            "another one needs another directory"
+        )
+
+
+def finish_run(run_dir: Path, command: str, results: Results) -> None:
+    """Write `summary.md` of a run."""
+    from latentlab.storage import run_directory
+
+    with run_directory.atomic(run_dir / SUMMARY) as file:
+        file.write(f"# {command}\n\n{results.summary()}\n".encode())
+
+
+def find_differences(ours: Any, theirs: Any) -> Differences:
+    """Return the fields, by dotted name, in which two configurations differ, with both values."""
+    found: Differences = {}
+    for field in fields(ours):
+        values = getattr(ours, field.name), getattr(theirs, field.name)
+        if is_dataclass(values[0]):
+            found |= {f"{field.name}.{name}": pair for name, pair in find_differences(*values).items()}
+        elif values[0] != values[1]:
+            found[field.name] = values
+    return found
 
 
 def import_part(package: str, part: str) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from latentlab.image_formats import DIGITS, Parts
 from latentlab.storage.tfds import prepared_builder, read_records, reading
 
 IMAGE_SHAPE = (28, 28, 1)
+CHANNELS = (1, 3)
 CLASSES = len(DIGITS)
 PACKAGED_SEED = 20150101  # with it, the packaged split is part of every published number: never change it
 PACKAGED_TRAIN_PER_CLASS = 100
@@ -126,17 +127,22 @@ def check_images(
     images_at: str,
     labels_at: str | None = None,
     classes: tuple[str, ...] = DIGITS,
+    shape: tuple[int, ...] = IMAGE_SHAPE,
 ) -> LabeledImages:
-    """Return `LabeledImages` of uint8 (N, 28, 28, 1) and integer (N,), or raise a `UserError` that says what is wrong.
+    """Return `LabeledImages` of uint8 (n, *shape) and integers (n,), or raise a `UserError` that says what is wrong.
 
     `images_at` and `labels_at` say where they come from; without classes all labels are 0.
     """
     labels_at = labels_at or images_at
     if len(images) == 0:
         raise UserError(f"{images_at}: zero images, expected at least one")
-    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE:
-        found = " x ".join(map(str, images.shape[1:]))
-        raise UserError(f"{images_at}: images of {found} {images.dtype}, expected 28 x 28 x 1 uint8")
+    is_image = len(shape) == 3 and shape[2] in CHANNELS
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not is_image:
+        found, expected = (" x ".join(map(str, size)) for size in (images.shape[1:], shape))
+        expected = expected if is_image else "height x width x channels, with 1 or 3 channels,"
+        raise UserError(
+            f"{images_at}: images of {found} {images.dtype}, expected {expected} uint8{_suggest_form(images)}"
+        )
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(f"{labels_at}: labels are {labels.dtype} {labels.shape}, expected an integer for each image")
     if len(images) != len(labels):
@@ -146,6 +152,29 @@ def check_images(
     if outside.size:
         raise UserError(f"{labels_at}: label {outside[0]} is {labels[outside[0]]}, expected 0..{count - 1}")
     return LabeledImages(images, labels.astype(np.int32))
+
+
+def check_dataset(data: Any) -> Dataset:
+    """Return a data set.
+
+    Raises:
+        UserError: It is none.
+    """
+    if not isinstance(data, Dataset):
+        raise UserError(
+            f"data is of type {type(data).__name__}, expected a Dataset, such as "
+            "Dataset.from_arrays((images, labels), (test_images, test_labels))"
+        )
+    return data
+
+
+def _suggest_form(images: np.ndarray) -> str:
+    """Return how images of a common other form become what is expected."""
+    if images.ndim == 4 and images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS:
+        return "; images.transpose(0, 2, 3, 1) puts channels last"
+    if images.dtype.kind == "f" and images.min() >= 0 and images.max() <= 1:
+        return "; (255 * images).round().astype('uint8') gives them"
+    return ""
 
 
 def _check_parts(source: str, found: Parts) -> Dataset:
@@ -169,15 +198,26 @@ def _check_features(builder: Any) -> None:
 class LabeledImages(NamedTuple):
     """Images and their labels."""
 
-    images: np.ndarray  # uint8 (N, height, width, channels), 0..255
-    labels: np.ndarray  # int32 (N,), indices of classes
+    images: np.ndarray
+    """uint8 (n, height, width, channels), 0…255."""
+    labels: np.ndarray
+    """int32 (n,), indices of classes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two parts of labeled images, the source as the user typed it, and the names of the classes; none: no labels.
+    """Two parts of labeled images; `from_arrays` makes one of own arrays.
 
-    Where the factors are known that images were made from, `test_factors` has a row of them for every test image.
+    Attributes:
+        source: Where they are from, as the user typed it.
+        train: Training images, uint8 (n, height, width, channels), 0…255, and their labels.
+        test: Held-out ones, of the same shape.
+        classes: Names of the classes; none: there are no labels, and those of all images are 0.
+        factors: Names of the factors that images were made from, where they are known.
+        test_factors: Those of the test images, (n, factors).
+
+    Raises:
+        UserError: The arrays are not of these shapes and types.
     """
 
     source: str
@@ -186,6 +226,40 @@ class Dataset:
     classes: tuple[str, ...] = DIGITS
     factors: tuple[str, ...] = ()
     test_factors: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name, part in (("train", self.train), ("test", self.test)):
+            check_images(*part, f"{self.source}: {name}", None, self.classes, self.train.images.shape[1:])
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: tuple[np.ndarray, np.ndarray],
+        test: tuple[np.ndarray, np.ndarray],
+        classes: Sequence[str] = (),
+        source: str = "arrays",
+    ) -> Dataset:
+        """Return a data set of own images.
+
+        Args:
+            train: Training images, uint8 (n, height, width, channels) or (n, height, width), 0…255, and their labels,
+                n integers from 0. Height and width are multiples of 4 where the networks are those of the project.
+            test: Held-out images and labels, of the same form.
+            classes: Names of the classes; by default the labels that occur.
+            source: What the data are called in results.
+
+        Raises:
+            UserError: They are of another form.
+        """
+        parts = [LabeledImages(np.asarray(images), np.asarray(labels)) for images, labels in (train, test)]
+        parts = [LabeledImages(x[..., None], y) if x.ndim == 3 else LabeledImages(x, y) for x, y in parts]
+        if not classes and all(part.labels.size and part.labels.dtype.kind in "iu" for part in parts):
+            classes = [str(label) for label in range(max(int(part.labels.max()) for part in parts) + 1)]
+        checked = [
+            check_images(*part, f"{source}: {name}", None, tuple(classes), parts[0].images.shape[1:])
+            for name, part in zip(("train", "test"), parts, strict=True)
+        ]
+        return cls(source, checked[0], checked[1], tuple(classes))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

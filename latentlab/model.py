@@ -4,6 +4,7 @@
 `batch_stats`. Optimisers see `params` alone. Images are NHWC floats in [0, 1], latents have shape (batch, latent).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -12,6 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int, Key, UInt8
 
 from latentlab.arrays import AnyArray
+from latentlab.errors import UserError, first_line
 
 Variables = dict[str, Any]
 Images = Float[AnyArray, "batch height width channels"]
@@ -109,3 +111,60 @@ def merge_network_variables(**networks: Variables) -> Variables:
 def select_network_variables(variables: Variables, name: str) -> Variables:
     """Return the variables of one network of a model, as Flax's `apply` takes them."""
     return {collection: tree[name] for collection, tree in variables.items() if name in tree}
+
+
+def check_model(model: Any, image_shape: tuple[int, int, int]) -> None:
+    """Check, without computing anything, that a model is one and goes with images of a shape.
+
+    Raises:
+        UserError: A method is missing, fails, or returns arrays of another shape, or running statistics would stay.
+    """
+    needed = ("image_shape", "latent_dim", "init", "encode", "decode", "loss")
+    missing = [name for name in needed if not hasattr(model, name)]
+    if missing:
+        raise UserError(
+            f"model is of type {type(model).__name__}, which has no {', '.join(missing)}; expected a "
+            "LatentVariableModel, such as vae.model.Vae(encoder=…) with an own network"
+        )
+    if tuple(model.image_shape) != image_shape:
+        raise UserError(f"model is for images of {model.image_shape}, the data have {image_shape}; expected the same")
+    count, latent = 2, model.latent_dim
+    images: Any = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+    latents = jax.ShapeDtypeStruct((count, latent), jnp.float32)
+    if isinstance(model, ConditionalModel):
+        images = Labeled(images, jax.ShapeDtypeStruct((count,), jnp.int32))
+        latents = jax.ShapeDtypeStruct((count, latent + model.classes), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = _try("init(key)", model.init, key)
+    posterior = _try("encode(variables, images)", model.encode, variables, images)
+    _check_shapes("encode(variables, images)", posterior, [(count, latent)] * 2, "mean and log variance")
+    logits = _try("decode(variables, latents)", model.decode, variables, latents)
+    _check_shapes("decode(variables, latents)", logits, [(count, *image_shape)], "logits of the pixels")
+
+    def loss(variables: Variables, images: Any, key: Key[Array, ""]) -> Loss:
+        return model.loss(variables, images, key, 0, train=True)
+
+    found = _try("loss(variables, images, key, step, train=True)", loss, variables, images, key)
+    _check_shapes("loss(…).per_example", getattr(found, "per_example", found), [(count,)], "a loss of each image")
+    if variables.get("batch_stats") and not found.batch_stats:
+        raise UserError(
+            "model has running statistics (BatchNorm), which its loss does not move; expected networks without them, "
+            "or a model whose loss does, such as latent_arith.model.FaceVae(encoder=…)"
+        )
+
+
+def _try(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Exception as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"model.{what} fails: {kind}{first_line(error)}") from error
+
+
+def _check_shapes(what: str, found: Any, expected: list[tuple[int, ...]], meaning: str) -> None:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(found)]
+    if shapes != expected:
+        raise UserError(
+            f"model.{what} returns {', '.join(map(str, shapes)) or 'nothing'} for two images, expected {meaning}, "
+            f"{', '.join(map(str, expected))}"
+        )

@@ -20,8 +20,9 @@ from jaxtyping import Key
 from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
-from latentlab.labeled_images import CLASSES, Dataset, LabeledImages, open_dataset
-from latentlab.model import LatentVariableModel, Variables
+from latentlab.experiment import finish_run, start_run
+from latentlab.labeled_images import CLASSES, Dataset, LabeledImages, check_dataset, open_dataset
+from latentlab.model import LatentVariableModel, Variables, check_model
 from latentlab.storage.check import ArraySpec, Manifest
 from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.run_directory import read_json
@@ -58,15 +59,19 @@ def run(
     Args:
         config: Settings.
         run_dir: Where checkpoints, results and figures are written; None to write nothing.
-        model: Model in the place of the VAE.
-        data: Images in the place of those that the configuration names.
+        model: Model in the place of the VAE, beside which the autoencoder of the configuration is trained.
+        data: Images in the place of those that the configuration names, such as `Dataset.from_arrays` makes.
         log: Called with lines that say what is going on.
 
     Raises:
-        UserError: The data cannot be read, the loss diverged, or a file could not be written.
+        UserError: The data cannot be read, model and data do not go together, the loss diverged, a file could not be
+            written, or `run_dir` has a run with another configuration.
         Interrupted: The command line caught SIGINT or SIGTERM; training goes on from a checkpoint.
     """
-    data = data or open_dataset(config.data)
+    data = open_dataset(config.data) if data is None else check_dataset(data)
+    if model is not None:
+        check_model(model, data.image_shape)
+    start_run(run_dir, "vae", config)
     if len(data.train.images) < config.train_images:
         raise UserError(
             f"train_images is {config.train_images}, but {data.source} has {len(data.train.images)} training images; "
@@ -97,18 +102,20 @@ def run(
     if run_dir:
         results.save(run_dir)
         figures.draw(run_dir)
+        finish_run(run_dir, "vae", results)
     log(results.summary())
     return results
 
 
-def load(run_dir: Path, config: VaeConfig) -> VaeResults:
-    """Read the results of a run of the models that the configuration names.
+def load(run_dir: Path, config: VaeConfig, model: LatentVariableModel | None = None) -> VaeResults:
+    """Read the results of a run of the models that the configuration names; `model` takes the place of the VAE.
 
     Raises:
         UserError: A file is missing or damaged, or the weights are those of other models.
     """
     described = read_json(run_dir / "results.json")["data"]
-    return VaeResults.load(run_dir, config, make_models(config, classes=len(described["classes"])))
+    shape = tuple(described["image_shape"])
+    return VaeResults.load(run_dir, config, make_models(config, shape, model, len(described["classes"])))
 
 
 def manifest(config: VaeConfig) -> Manifest:

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax import Array
 from jaxtyping import Float, Int, Key
 
+from latentlab.errors import UserError
 from latentlab.kernels.convolution import conv_general_dilated, convolution_transpose
 from latentlab.model import (
     Images,
@@ -106,7 +107,7 @@ class Autoencoder:
     Attributes:
         latent_dim: Number of latent dimensions.
         image_shape: Height, width and channels.
-        encoder: A Flax module from images to `(latents,)`; None for `Encoder`.
+        encoder: A Flax module from images in [0, 1] to `(latents,)`, without BatchNorm and Dropout; None for `Encoder`.
         decoder: A Flax module from latents to logits; None for `Decoder`.
         precision: In which both networks are trained; evaluation is in the platform's own.
     """
@@ -130,7 +131,7 @@ class Autoencoder:
 
     def encode(self, variables: Variables, images: Images) -> tuple[Latents, Latents]:
         """Return the codes as means of a posterior without width: log variances are -∞."""
-        (latents,) = self._networks()[0].apply(select_network_variables(variables, "encoder"), images)
+        (latents,) = self._apply_encoder(variables, images)
         return latents, jnp.full_like(latents, -jnp.inf)
 
     def decode(self, variables: Variables, latents: Latents) -> Images:
@@ -155,6 +156,13 @@ class Autoencoder:
         latents = losses.reparameterize(key, mean, log_variance)
         return apply_with_precision(precision, self.decode, variables, latents), mean, log_variance
 
+    def _apply_encoder(self, variables: Variables, images: Images) -> tuple[Latents, ...]:
+        outputs: tuple[Latents, ...] = self._networks()[0].apply(select_network_variables(variables, "encoder"), images)
+        if not isinstance(outputs, tuple) or len(outputs) != len(self.heads):
+            found = f"{len(outputs)} outputs" if isinstance(outputs, tuple) else type(outputs).__name__
+            raise UserError(f"the encoder gives {found}, expected a tuple of {' and '.join(self.heads)}")
+        return outputs
+
     def _networks(self) -> tuple[Any, Any]:
         return self.encoder or Encoder(self.heads, self.latent_dim), self.decoder or Decoder(self.image_shape)
 
@@ -163,7 +171,8 @@ class Autoencoder:
 class Vae(Autoencoder):
     """Variational autoencoder with the negative evidence lower bound as its loss, or a variant of it.
 
-    Its encoder is a Flax module from images to mean and log variance of the posterior.
+    Its encoder is a Flax module from images in [0, 1] to the tuple of mean and log variance of the posterior, each
+    (batch, latent_dim).
 
     Attributes:
         reconstruction: Key of `losses.RECONSTRUCTIONS`.
@@ -181,7 +190,7 @@ class Vae(Autoencoder):
 
     def encode(self, variables: Variables, images: Images) -> tuple[Latents, Latents]:
         """Return mean and log variance of the posterior."""
-        mean, log_variance = self._networks()[0].apply(select_network_variables(variables, "encoder"), images)
+        mean, log_variance = self._apply_encoder(variables, images)
         return mean, log_variance
 
     def loss(

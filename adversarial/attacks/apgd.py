@@ -28,7 +28,7 @@ from adversarial.attacks.base import (
     Norm,
     Objective,
     Radius,
-    check_bounds,
+    check_inputs,
     differentiate,
     direction,
     fold_in,
@@ -213,7 +213,7 @@ def apgd(
     Raises:
         ValueError: The loss is DLR, and there are fewer than three classes.
     """
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
     function = {"ce": log_odds, "dlr": dlr}[loss]
     sign = jnp.where(jnp.asarray(targeted), -1.0, 1.0)
 
@@ -264,7 +264,7 @@ def apgd_t(
     Raises:
         ValueError: There are fewer than four classes.
     """
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
 
     def attack(keys: Key[Array, " n"], targets: Labels) -> AttackResult:
         return climb(

@@ -23,7 +23,7 @@ from adversarial.attacks.base import (
     Logits,
     Norm,
     Radius,
-    check_bounds,
+    check_inputs,
     fold_in,
     select,
     split_keys,
@@ -77,7 +77,7 @@ class Ensemble:
         bounds: Bounds = (0.0, 1.0),
     ) -> AttackResult:
         """Attack with every member, on all images, and keep the first success of each."""
-        check_bounds(images, bounds)
+        check_inputs(images, labels, bounds)
         keys, count = split_keys(key, len(images)), 0
         kept, zeros = (images, jnp.zeros(len(images), bool)), jnp.zeros(len(images))
         for place, (_, attack) in enumerate(self.members):

@@ -47,7 +47,7 @@ Attack = Callable[..., AttackResult]
 
     key: A key of every image, or one from which those are split; ignored by attacks without randomness.
     logits: Images to logits.
-    images: Pixels within the bounds; outside `jit` others are an error (`check_bounds`).
+    images: Pixels within the bounds; outside `jit` others are an error (`check_inputs`).
     labels: The true classes, or the targets.
     epsilon: Radius of the ball, in the unit of the pixels.
     targeted: Make the label likelier, not less likely.
@@ -57,14 +57,21 @@ Attack = Callable[..., AttackResult]
 """
 
 
-def check_bounds(images: Images, bounds: Bounds) -> None:
-    """Refuse images that leave the bounds, which an attack would clip and so move farther than ε.
+def check_inputs(images: Images, labels: Labels, bounds: Bounds) -> None:
+    """Refuse images and labels that an attack would take for others: it would clip pixels and so move them beyond ε.
 
-    Within `jit` their values are not known, and nothing is checked.
+    Within `jit` values are not known, and shapes alone are checked.
 
     Raises:
-        ValueError: A pixel is out of the bounds or not a number.
+        ValueError: Images are not floats of shape (n, h, w, c), a pixel is out of the bounds or not a number, or labels
+            are not n integers.
     """
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images are {images.dtype} of shape {images.shape}, expected floats of shape (n, h, w, c)")
+    if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {labels.shape}, expected an integer for each of {len(images)} images"
+        )
     if isinstance(images, jax.core.Tracer) or not images.size:
         return
     pixels = np.asarray(images)  # in NumPy, for JAX would trace it within a loop
@@ -73,9 +80,22 @@ def check_bounds(images: Images, bounds: Bounds) -> None:
         raise ValueError(f"images reach from {low:g} to {high:g}, expected them within the bounds, {bounds}")
 
 
+def check_logits(found: Any, count: int) -> Float[Array, "n classes"]:
+    """Return what a network gives for so many images.
+
+    Raises:
+        ValueError: It is not logits.
+    """
+    if not hasattr(found, "shape") or found.ndim != 2 or len(found) != count:
+        shape = found.shape if hasattr(found, "shape") else type(found).__name__
+        raise ValueError(f"the network gives {shape} for {count} images, expected logits of shape ({count}, classes)")
+    logits: Float[Array, "n classes"] = found
+    return logits
+
+
 def evaluate_logits(logits: Logits, images: Images) -> Float[Array, "n classes"]:
     """Return the logits of all images."""
-    return apply_in_cache(logits, images)
+    return apply_in_cache(lambda some: check_logits(logits(some), len(some)), images)
 
 
 def differentiate(
@@ -94,7 +114,7 @@ def differentiate(
 
     def differentiate_rows(images: Images, *rows: Array) -> tuple[Images, Float[Array, "n classes"]]:
         def total(images: Images) -> tuple[Array, Array]:
-            found = logits(images)
+            found = check_logits(logits(images), len(images))
             return jnp.sum(objective(found, *rows)), found
 
         return jax.grad(total, has_aux=True)(images)
@@ -160,7 +180,13 @@ def random_start(
 
 
 def split_keys(key: Key[Array, "*n"], count: int) -> Key[Array, " n"]:
-    """Return a key of every image: those that are given, or as many from a single one."""
+    """Return a key of every image: those that are given, or as many from a single one.
+
+    Raises:
+        ValueError: It is no key.
+    """
+    if not isinstance(key, Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key is of type {type(key).__name__}, expected a key such as jax.random.key(0)")
     return key if key.ndim else jax.random.split(key, count)
 
 

@@ -24,7 +24,7 @@ from adversarial.attacks.base import (
     Logits,
     Norm,
     Radius,
-    check_bounds,
+    check_inputs,
     differentiate,
     evaluate_logits,
     has_succeeded,
@@ -116,7 +116,7 @@ def carlini_wagner(
     del key
     if norm != "l2":
         raise ValueError(f"norm is {norm!r}, but the attack of Carlini and Wagner is in L2; expected 'l2'")
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
     middle, width = sum(bounds) / 2, bounds[1] - bounds[0]
     origin = jnp.arctanh((images - middle) * 2 / width * INSIDE)
     adam, check_every = optax.adam(learning_rate), -(-steps // CHECKS)

@@ -20,7 +20,7 @@ from adversarial.attacks.base import (
     Logits,
     Norm,
     Radius,
-    check_bounds,
+    check_inputs,
     direction,
     dual_lengths,
     evaluate_logits,
@@ -87,7 +87,7 @@ def deepfool(
         bounds: Of the pixels.
     """
     del key
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
     clean = evaluate_logits(logits, images)
     others = order_of_others(clean, labels)[:, : 1 if targeted is True else TARGETS]  # towards a label there is one
 

@@ -21,7 +21,7 @@ from adversarial.attacks.base import (
     Logits,
     Norm,
     Radius,
-    check_bounds,
+    check_inputs,
     differentiate,
     evaluate_logits,
     has_succeeded,
@@ -90,7 +90,7 @@ def fab_t(
         norm: L∞ or L2.
         bounds: Of the pixels.
     """
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
 
     def attack(keys: Key[Array, " n"], targets: Labels) -> AttackResult:
         del keys

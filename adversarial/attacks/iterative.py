@@ -25,7 +25,7 @@ from adversarial.attacks.base import (
     Logits,
     Norm,
     Radius,
-    check_bounds,
+    check_inputs,
     direction,
     evaluate_logits,
     has_succeeded,
@@ -59,7 +59,7 @@ def fgsm(
     Source: Goodfellow et al. 2015, arXiv 1412.6572; the step towards a class, Kurakin et al. 2017, arXiv 1607.02533.
     """
     del key
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
     gradient = odds_gradient(logits, images, labels, targeted)
     moved = jnp.clip(images + epsilon * direction(gradient, norm), *bounds)
     return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted), is_zero(gradient))
@@ -127,7 +127,21 @@ def pgd(
     The best is one that succeeded, and among those the one that moved the loss farthest. The starts of an image derive
     from its own key, so they do not depend on what it is attacked together with. Source: Madry et al. 2018,
     arXiv 1706.06083.
+
+    Args:
+        key: A key of every image, or one from which those are split.
+        logits: Images to logits.
+        images: Pixels within the bounds.
+        labels: True classes, or targets.
+        epsilon: Radius of the ball, in the unit of the pixels.
+        steps: Steps of a start, each one gradient.
+        step_size: Their length, 2.5 · ε / `steps` where it is None.
+        restarts: Starts.
+        targeted: Labels are targets.
+        norm: L∞ or L2.
+        bounds: Of the pixels.
     """
+    check_inputs(images, labels, bounds)
     how: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "step_size": step_size, "norm": norm, "bounds": bounds}
 
     def attack_from_start(keys: Key[Array, " n"]) -> tuple[AttackResult, Float[Array, " n"]]:
@@ -200,7 +214,7 @@ def climb_odds(
     **how: Any,
 ) -> AttackResult:
     """Walk along the gradient of the log odds, or another one, and say which images fell."""
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
     gradient = gradient or (lambda x, _: odds_gradient(logits, x, labels, targeted))
     moved, zeros = walk(gradient, images, start, bounds=bounds, **how)
     return AttackResult(moved, has_succeeded(evaluate_logits(logits, moved), labels, targeted), zeros)
@@ -217,7 +231,7 @@ def sweep_fgsm(
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
     """Return what `fgsm` makes of every row of labels and every ε, by one gradient for all ε of a row."""
-    check_bounds(images, bounds)
+    check_inputs(images, labels[0], bounds)
     gradients = jax.vmap(lambda row, aimed: odds_gradient(logits, images, row, aimed))(labels, targeted)
     directions, zeros = jax.vmap(partial(direction, norm=norm))(gradients), jax.vmap(is_zero)(gradients)
 

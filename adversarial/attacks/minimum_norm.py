@@ -20,7 +20,7 @@ from adversarial.attacks.base import (
     Logits,
     Norm,
     Radius,
-    check_bounds,
+    check_inputs,
     differentiate,
     direction,
     dual_lengths,
@@ -84,7 +84,7 @@ def fmn(
         bounds: Of the pixels.
     """
     del key
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
     low, high = bounds
     farthest = lengths(jnp.maximum(images - low, high - images), norm)[:, 0, 0, 0]
 

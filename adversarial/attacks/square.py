@@ -21,7 +21,7 @@ from adversarial.attacks.base import (
     Logits,
     Norm,
     Radius,
-    check_bounds,
+    check_inputs,
     evaluate_logits,
     fold_in,
     has_succeeded,
@@ -73,7 +73,7 @@ def square(
 
     The result has no `zero_gradients`, for there are none.
     """
-    check_bounds(images, bounds)
+    check_inputs(images, labels, bounds)
     keys = split_keys(key, len(images))
     sides = jnp.asarray(square_sides(queries, images.shape[1:3], odd=norm == "l2"))
     propose = {"linf": _propose_linf, "l2": _propose_l2}[norm]

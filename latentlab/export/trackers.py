@@ -179,4 +179,6 @@ def _import(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(f'{module} cannot be imported ({error}): pip install "latentlab[{extra}]"') from error
+        raise UserError(
+            f'{module} cannot be imported ({error}): pip install -e ".[{extra}]" in the checkout'
+        ) from error

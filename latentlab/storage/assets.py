@@ -13,17 +13,22 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pooch
 from filelock import FileLock
 from platformdirs import user_cache_path
+from tqdm import TqdmWarning
 
 from latentlab.errors import UserError, first_line
 from latentlab.storage.run_directory import read_json, write_json
+
+with warnings.catch_warnings():  # which bars a notebook could show is not this import's matter
+    warnings.simplefilter("ignore", TqdmWarning)
+    import pooch
 
 PIP_DOWNLOAD = (
     *("-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-color"),

@@ -98,12 +98,18 @@ class RecordMetrics(Callback):
 
     Attributes:
         unfinished: Metrics of the steps of an epoch that is not over; part of a checkpoint.
+        log: Called with lines of progress where there is no terminal.
     """
 
     def __init__(
-        self, label: str, schedule: LoopSchedule, metrics: MetricsLog, unfinished: Mapping[str, Any] | None = None
+        self,
+        label: str,
+        schedule: LoopSchedule,
+        metrics: MetricsLog,
+        unfinished: Mapping[str, Any] | None = None,
+        log: Callable[[str], None] = print,
     ) -> None:
-        self.label, self.schedule, self.metrics = label, schedule, metrics
+        self.label, self.schedule, self.metrics, self.log = label, schedule, metrics, log
         self.unfinished = {name: np.asarray(values) for name, values in (unfinished or {}).items()}
         self.epoch = 0
         self.progress: Progress | None = None
@@ -113,7 +119,7 @@ class RecordMetrics(Callback):
         self.epoch = step // self.schedule.steps_per_epoch
         images = self.schedule.steps_per_epoch * self.schedule.batch_size
         images = (images if self.schedule.drop_remainder else self.schedule.examples) * state.step.size
-        self.progress = Progress(self.label, self.schedule.epochs, self.epoch, images)
+        self.progress = Progress(self.label, self.schedule.epochs, self.epoch, images, self.log)
 
     def on_metrics(self, metrics: StepMetrics) -> None:
         """Add the steps to those of the epoch, and write the epochs that are complete."""

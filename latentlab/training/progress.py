@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
@@ -14,12 +15,14 @@ FORMAT = "{desc}: {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
 class Progress:
     """A bar over epochs that shows the loss and images per second.
 
-    It is told of numbers that have already arrived on the host, and so never waits for a
-    device. Without a terminal it prints a line every tenth of the way.
+    It is given numbers that have already arrived on the host, and so never waits for a
+    device. Without a terminal it logs a line every tenth of the way.
     """
 
-    def __init__(self, label: str, total: int, start: int, images_per_epoch: int) -> None:
-        self.label, self.total, self.epoch = label, total, start
+    def __init__(
+        self, label: str, total: int, start: int, images_per_epoch: int, log: Callable[[str], None] = print
+    ) -> None:
+        self.label, self.total, self.epoch, self.log = label, total, start, log
         self.images_per_epoch = images_per_epoch
         self.bar = tqdm(
             total=total, initial=start, desc=label, disable=not sys.stderr.isatty(), ncols=WIDTH, bar_format=FORMAT
@@ -37,10 +40,7 @@ class Progress:
         if self.bar.disable and tenth and not self.silent:
             seconds = (self.total - epoch) * self.images_per_epoch / max(rate, 1e-9)
             left = f", {tqdm.format_interval(seconds)} left" if epoch < self.total else ""
-            print(
-                f"{self.label}: epoch {epoch} of {self.total}, loss {loss:.4g}, {rate:,.0f} images/s{left}",
-                file=sys.stderr,
-            )
+            self.log(f"{self.label}: epoch {epoch} of {self.total}, loss {loss:.4g}, {rate:,.0f} images/s{left}")
         self.epoch, self.since = epoch, now
         return rate
 

@@ -57,7 +57,7 @@ def train_with_checkpoints(
         state = restored.state
         log(f"{label}: resuming after {schedule.format_step(restored.step)} of {schedule.epochs}")
     metrics.rewind(label, restored.step // schedule.steps_per_epoch if restored else 0)
-    recorder = RecordMetrics(label, schedule, metrics, restored.extra if restored else None)
+    recorder = RecordMetrics(label, schedule, metrics, restored.extra if restored else None, log)
     callbacks: list[Callback] = [CheckFinite(label, schedule), recorder]
     if checkpoints:
         callbacks.append(SaveCheckpoints(checkpoints, recorder, batches))
