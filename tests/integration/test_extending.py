@@ -61,6 +61,8 @@ def test_every_example_is_expected() -> None:
 
 
 class Perceptron(nn.Module):
+    """Images to mean and log variance of the posterior."""
+
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden = nn.relu(nn.Dense(8)(images.reshape(len(images), -1)))
