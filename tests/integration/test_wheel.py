@@ -63,8 +63,8 @@ def test_a_whole_run_works_outside_the_checkout(installed: Path, tmp_path: Path)
 
 def test_an_editable_install_is_a_path_and_so_is_found_from_beside_a_checkout(installed: Path, tmp_path: Path) -> None:
     """A checkout's folder is called latentlab too: with a finder of modules, Python would take it for the package."""
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--prefix", str(tmp_path)]
-    subprocess.run([*install, "-e", str(installed.parent / "source")], check=True, capture_output=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--ignore-installed", "--prefix"]
+    subprocess.run([*install, str(tmp_path), "-e", str(installed.parent / "source")], check=True, capture_output=True)
     (path_file,) = tmp_path.rglob("__editable__*latentlab*")
     assert path_file.suffix == ".pth"
     assert path_file.read_text().strip() == str(installed.parent / "source")
