@@ -36,7 +36,7 @@ from latentlab import parallel
 from latentlab.arrays import compute_in_float32
 from latentlab.errors import UserError
 from latentlab.experiment import finish_run, start_run
-from latentlab.labeled_images import Dataset, open_dataset
+from latentlab.labeled_images import Dataset, check_dataset, open_dataset
 from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage import assets
 from latentlab.storage.check import ArraySpec, Manifest
@@ -88,7 +88,7 @@ def run(
     start_run(run_dir, COMMAND, config)
     results: AdversarialResults
     if config.classifier == DIGITS and classifier is None:
-        data = data or open_dataset(config.data)
+        data = open_dataset(config.data) if data is None else check_dataset(data)
         _check_classes([config.attack], len(data.classes))
         results = defense.run(config, attack, data, run_dir, log)
         _save(results, run_dir, log)

@@ -19,9 +19,14 @@ BARS = 4
 SHOWN_RADII = 6
 LONGEST = 28  # characters of a name
 AIMED = "class aimed at; top class if untargeted"
+BANDS = "bands: 95 % intervals"
 GREY = "0.55"
 GREEN = "#2a9d5c"
-TRAININGS = {"standard": "trained on digits", "pgd": "trained on attacked digits (PGD)", "trades": "TRADES"}
+TRAININGS = {
+    "standard": "trained on digits",
+    "pgd": "trained on attacked digits (PGD)",
+    "trades": "trained on both (TRADES)",
+}
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Entry = Mapping[str, Any]
@@ -91,7 +96,8 @@ def attacks(
     grid[0, 0].set_title(f"photo: {words(classes[top])}\n{before[top]:.1%}", fontsize=10)
     for axes in grid[1:, 0]:
         axes.set_axis_off()
-    note = f"difference × {127.5 / most:.0f}\n\ngrey: no change\nblack, white: ∓{most} grey levels"
+    signs = f"black, white: ∓{most}\ngrey levels in all"
+    note = f"difference × {127.5 / most:.0f},\neach colour by itself\n\ngrey: no change\n{signs}"
     grid[1, 0].text(0.98, 0.5, note, ha="right", va="center", fontsize=10)
     for axes, picture, difference, probabilities, entry in zip(
         grid[:, 1:].T, adversarial, differences, after, entries, strict=True
@@ -109,7 +115,7 @@ def attacks(
     epsilon, unit, levels = (entries[0][f"epsilon{end}"] for end in ("", "_range", "_grey_levels"))
     attack = str(entries[0]["attack"]).upper()
     size = f"ε = {epsilon:g} of {unit}, {levels:.3g} grey levels"
-    figure.suptitle(f"{attack}, {size}; pictures as saved with 8 bits", fontsize=12)
+    figure.suptitle(f"{attack}, {size}; saved with 8 bits, that is at most {most}", fontsize=12)
     return figure
 
 
@@ -166,9 +172,10 @@ def robust_accuracy(results: Mapping[str, Any]) -> Figure:
         axes.plot(levels, values, color=colour, label=label, marker="o", markersize=4)
         axes.fill_between(levels, low, high, color=colour, alpha=0.15, linewidth=0)
     _radii(axes, levels)
-    axes.set(ylim=(-0.02, 1.02), ylabel="photos recognised")
+    keeping = results.get("labels") == "predictions"  # then what the network says at ε = 0 is right by definition
+    axes.set(ylim=(-0.02, 1.02), ylabel="photos that keep their class" if keeping else "photos recognised")
     axes.set_title(f"{results['photos']:,} photos, {describe_attack(results)}: an upper bound", fontsize=12)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, title=BANDS)
     return figure
 
 
@@ -187,7 +194,7 @@ def trainings(results: Mapping[str, Any]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     seeds = f", {results['seeds']} seeds" if results["seeds"] > 1 else ""
     axes.set_title(f"{results['photos']:,} digits{seeds}, {describe_attack(results)}: an upper bound", fontsize=12)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, title=BANDS)
     return figure
 
 
@@ -202,7 +209,7 @@ def _aim(entry: Entry) -> str:
         return "untargeted"
     rank = entry["objective"].removeprefix("rank ")
     ordinal = {"2": "2nd", "3": "3rd"}.get(rank, f"{rank}th") if rank.lstrip("-").isdecimal() else ""
-    what = ordinal or ("least likely" if entry["objective"] == "least likely" else "target")
+    what = f"{ordinal} class" if ordinal else ("least likely" if entry["objective"] == "least likely" else "target")
     return f"{what}:\n{words(entry['target_name'])}"
 
 

@@ -29,14 +29,14 @@ function attack(section) {
     const shown = new ImageData(photo.width, photo.height), pixels = new ImageData(photo.width, photo.height);
     pixels.data.forEach((_, index) => { pixels.data[index] = index % 4 < 3 ? (photo.data[index] + difference.data[index] + 128) & 255 : 255; });
     const changes = Array.from(pixels.data, (value, index) => (index % 4 < 3 ? value - photo.data[index] : 0));
-    const most = changes.reduce((greatest, change) => Math.max(greatest, Math.abs(change)), 1);
-    changes.forEach((change, index) => { shown.data[index] = index % 4 < 3 ? 127.5 + change * (127.5 / most) : 255; });
+    changes.forEach((change, index) => { shown.data[index] = index % 4 < 3 ? 127.5 + change * section.enlarged : 255; });
     for (const [{ canvas }, image] of [[noise, shown], [made, pixels]]) {
       Object.assign(canvas, { width: image.width, height: image.height });
       canvas.getContext("2d").putImageData(image, 0, 0);
       canvas.dataset.index = at;
     }
-    enlarged.textContent = now.most ? `perturbation × ${(127.5 / most).toFixed(0)} (±${now.most} grey levels)` : "no perturbation";
+    enlarged.textContent = now.most ? `perturbation × ${section.enlarged} (±${now.most} grey levels)`
+      : "no perturbation: less than one grey level";
     made.figure.querySelector("figcaption").textContent = `saved with 8 bits: ${words(now.saved)}, ${percent(now.confidence, 1)}`;
   };
   const change = () => {
@@ -46,8 +46,8 @@ function attack(section) {
     curve = chart({ label: `Probabilities against the size of the perturbation, ${objective.name}`, x: levels, xLabel: "ε, grey levels",
       yLabel: "probability", curves: [target, truth], flip: objective.flip == null ? null : levels[objective.flip] });
     curves.replaceChildren(curve.node);
-    where.textContent = objective.flip == null ? "The network's top class stays the same at every ε of the sweep."
-      : `The top class flips at ε = ${significant(levels[objective.flip], 3)} grey levels, the first of the sweep at which it is another one.`;
+    const flips = (at, kind) => `${kind}, ${at == null ? "at no ε of the sweep" : `at ε = ${significant(levels[at], 3)} grey levels`}`;
+    where.textContent = `The top class first becomes another one: ${flips(objective.flip, "as computed")}; ${flips(objective.flipSaved, "saved with 8 bits")}.`;
     draw();
   };
   const one = slider("ε", levels.length, state.at, (at) => { state.at = at; draw(); },

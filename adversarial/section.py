@@ -44,6 +44,7 @@ def make_section(run_dir: Path) -> dict[str, Any]:
         "epsilons": [float(radius) for radius in radii],
         "unit": str(first[0]["epsilon_range"]),
         "start": shown,
+        "enlarged": int(64 // max(1, max(row[shown]["linf_grey_levels"] for row in rows))),
         "first": reached[0] if reached else 0,
         "objectives": [
             _describe_objective(row, saved, index, own, pictures["adversarial"][index], pictures["original"])
@@ -125,6 +126,7 @@ def _describe_objective(
     differences = ((adversarial.astype(int) - photo.astype(int) + 128) % 256).astype(np.uint8)
     before = int(np.argmax(saved["before"]))
     flips = [at for at, entry in enumerate(row) if entry["top1_index"] != before]
+    saved_flips = [at for at, entry in enumerate(row) if entry["top1_name_after_png"] != classes[before]]
     return {
         "attack": str(row[0]["attack"]).upper(),
         "name": row[0]["objective"],
@@ -143,6 +145,7 @@ def _describe_objective(
             for entry, computed, as_png in zip(row, probabilities, after_png, strict=True)
         ],
         "flip": flips[0] if flips else None,
+        "flipSaved": saved_flips[0] if saved_flips else None,
     }
 
 

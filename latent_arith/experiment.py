@@ -99,6 +99,11 @@ def run(
         return edited
     if config.weights == AUTO and (model or data):  # the packaged weights are of another model, or of other faces
         config = replace(config, train=True)
+    if data is not None and not isinstance(data, FaceData):
+        raise UserError(
+            f"data is of type {type(data).__name__}, expected FaceData, such as "
+            "FaceData.from_arrays(images, attributes, names, config)"
+        )
     own_model = model
     model, given = open_model(config, model, log)
     data = data or open_data(config)

@@ -80,9 +80,8 @@ def draw(run_dir: Path, form: Format = PNG) -> list[Path]:
         figures["losses"] = lambda: losses(rows)
     paths = [save(run_dir / "figures" / f"{name}.png", make, form) for name, make in figures.items()]
     shares = dict(zip(targets, reached[:, np.argmin(np.abs(strengths - far))], strict=True))
-    each = zip(names, pictures["edits"], found["distances"], found["standard_error_degrees"], strict=True)
-    for name, edits, distance, degrees in each:
-        title = f"{_words(name)}: means {distance:.2f} apart, direction known to ±{degrees:.0f}° (standard error)"
+    for name, edits, degrees in zip(names, pictures["edits"], found["standard_error_degrees"], strict=True):
+        title = f"{_words(name)}, in {unit}; direction known to ±{degrees:.0f}° (standard error)"
         if name in shares:
             title += f"; found in {shares[name]:.0%} of faces at {_signed(far)}"
         make = partial(edited_faces, title, pictures["edit_originals"], edits, strengths)
@@ -175,9 +174,9 @@ def edit_strips(strips: Strips, edits: Sequence[Edit]) -> Figure:
     _caption_columns(axes, np.asarray(first.strengths))
     for row, edit in enumerate(edits if len(edits) > 1 else ()):
         axes.text(-12, row * CELL + SIDE / 2, _line(edit.image_id), ha="right", va="center", fontsize=11)
-    what = _line(first.image_id) if len(edits) == 1 else f"{len(edits)} faces"
+    what = "A face" if len(edits) == 1 else f"{len(edits)} faces"
     along = f" along {_words(first.attribute)}" if first.attribute else ""
-    axes.set_title(f"{what} moved{along}, decoded from latents of {first.z_start.nbytes} bytes", fontsize=13, pad=30)
+    axes.set_title(f"{what} moved{along}, from latents of {first.z_start.nbytes} bytes", fontsize=13, pad=30)
     return figure
 
 

@@ -29,7 +29,9 @@ def make_pictures(
     fingerprint: str,
 ) -> tuple[dict[str, np.ndarray], Edit]:
     """Return the pictures behind the figures, of faces moved by strengths of `moves`, and the edit that is kept."""
-    originals = data.source[data.held_out[:RECONSTRUCTIONS]]
+    lacking = data.table.values[data.held_out[:RECONSTRUCTIONS], _kept_attribute(config, data, found)] < 0
+    shown = np.argsort(~lacking, kind="stable")  # faces first that have something to gain
+    originals = data.source[data.held_out[:RECONSTRUCTIONS]][shown]
     latents = encode(originals)
     strips = [edits.move_along(latents[:SHOWN_FACES], move[None], STRENGTHS[:, None]) for move in moves]
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
@@ -63,14 +65,19 @@ def make_kept_edit(
     config: LatentArithConfig, data: FaceData, encode: Encode, found: Directions, fingerprint: str
 ) -> Edit:
     """Move the first held-out face without the attribute `label`, Smiling if none is named, by 4 along it."""
-    preferred = config.label or "Smiling"
-    name = preferred if preferred in found.names else found.names[0]
-    lacking = data.table.values[data.held_out, data.table.names.index(name)] < 0
+    column = _kept_attribute(config, data, found)
+    name, lacking = data.table.names[column], data.table.values[data.held_out, column] < 0
     row = data.held_out[int(np.argmax(lacking))]
     (start,) = encode(data.source[np.asarray([row])])
     end = (start + edits.STRENGTHS[-1] * found.vector(name)).astype(np.float32)
     source = data.description["source"]
     return Edit(data.table.ids[row], start, end, attribute=name, dataset=source, fingerprint=fingerprint)
+
+
+def _kept_attribute(config: LatentArithConfig, data: FaceData, found: Directions) -> int:
+    """Return the column of the attribute of the kept edit: `label`, Smiling if none is named."""
+    preferred = config.label or "Smiling"
+    return data.table.names.index(preferred if preferred in found.names else found.names[0])
 
 
 def _move_along_pair(

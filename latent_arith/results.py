@@ -19,6 +19,7 @@ from latent_arith.population import Population
 from latentlab.export.networks import Network, make_networks
 from latentlab.model import LatentVariableModel, Variables
 from latentlab.storage.run_directory import read_json, read_npz, write_json, write_npz
+from latentlab.tables import format_table
 
 SCORES = ("scorecard.npz", "estimators.npz", "components.npz")
 """Files of measurements; runs of older versions have only the first."""
@@ -107,20 +108,39 @@ class LatentArithResults:
     def summary(self) -> str:
         """Return what was measured, in a few lines for the terminal."""
         card, size = self.measures["scorecard"], self.measures["face_in_800_bytes"]
-        missing = set(card.get("not_learned", ()))
-        shares = {name: target["reached"]["balanced"][0] for name, target in card["targets"].items()}
-        reached = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if name not in missing)
+        scores, missing = self.scores[SCORES[0]], set(card.get("not_learned", ()))
+        strengths = scores["factors"].tolist()
+        far, zero = (int(np.argmin(np.abs(scores["factors"] - at))) for at in (scores["leakage_factor"], 0))
+        head = (
+            "attribute",
+            f"found at {strengths[zero]:g}",
+            f"at {strengths[far]:+g}",
+            "95 % interval",
+            "classifier right",
+        )
+        rows = [
+            (
+                name + (" (not learned)" if name in missing else ""),
+                f"{before:.0%}",
+                f"{after:.0%}",
+                f"{low:.0%} to {high:.0%}",
+                f"{card['classifier_accuracies'].get(name, float('nan')):.0%}",
+            )
+            for name, before, after, low, high in zip(
+                scores["targets"].tolist(),
+                scores["reached"][:, zero],
+                *(scores[f"reached{end}"][:, far] for end in ("", "_low", "_high")),
+                strict=True,
+            )
+        ]
         leakage = ", ".join(f"{estimator} {mean:.1f}" for estimator, mean in card["mean_leakage"].items())
         return "\n".join(
             [
                 f"held-out loss {self.measures['held_out_loss']:,.1f} (KL {self.measures['held_out_kl']:.1f} nats)",
-                f"attribute found in faces moved by +{card['factor']} {UNITS[card['scale']]}: {reached}",
-                *(
-                    [f"not learned, for fewer than half of them show it: {', '.join(sorted(missing))}"]
-                    if missing
-                    else []
-                ),
-                f"mean change of other attributes, percentage points: {leakage}",
+                f"\nattributes that a classifier finds in {card['faces']} held-out faces, moved along balanced directions by "
+                f"{UNITS[card['scale']]}; it is right in so many faces that were not moved:\n",
+                format_table(head, rows),
+                f"\nmean change of other attributes, percentage points: {leakage}",
                 f"a face in {size['float32']['bytes']:.0f} bytes: {size['float32']['psnr_decibels']:.1f} dB",
             ]
         )

@@ -13,6 +13,8 @@ from flax import linen as nn
 from adversarial import experiment as attacks
 from adversarial.attacks import pgd
 from adversarial.config import PRESETS as ATTACK_PRESETS
+from latent_arith import experiment as faces
+from latent_arith.config import PRESETS as FACE_PRESETS
 from latent_arith.model import FaceVae
 from latentlab.errors import UserError
 from latentlab.labeled_images import Dataset, LabeledImages
@@ -123,6 +125,12 @@ def test_own_arrays_become_a_data_set() -> None:
 def test_what_is_no_data_set_is_refused(data: Any) -> None:
     with pytest.raises(UserError, match=r"expected a Dataset, such as Dataset.from_arrays\("):
         experiment.run(CONFIG, data=data, log=pytest.fail)
+
+
+@pytest.mark.unchecked
+def test_what_are_no_faces_is_refused() -> None:
+    with pytest.raises(UserError, match="data is of type ndarray, expected FaceData, such as FaceData.from_arrays"):
+        faces.run(FACE_PRESETS["quick"], data=IMAGES, log=pytest.fail)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
