@@ -126,7 +126,7 @@ def _describe_objective(
     differences = ((adversarial.astype(int) - photo.astype(int) + 128) % 256).astype(np.uint8)
     before = int(np.argmax(saved["before"]))
     flips = [at for at, entry in enumerate(row) if entry["top1_index"] != before]
-    saved_flips = [at for at, entry in enumerate(row) if entry["top1_name_after_png"] != classes[before]]
+    saved_flips = np.flatnonzero(after_png.argmax(axis=1) != before).tolist()
     return {
         "attack": str(row[0]["attack"]).upper(),
         "name": row[0]["objective"],

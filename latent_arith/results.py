@@ -113,7 +113,7 @@ class LatentArithResults:
         far, zero = (int(np.argmin(np.abs(scores["factors"] - at))) for at in (scores["leakage_factor"], 0))
         head = (
             "attribute",
-            f"found at {strengths[zero]:g}",
+            f"at {strengths[zero]:g}",
             f"at {strengths[far]:+g}",
             "95 % interval",
             "classifier right",
@@ -137,8 +137,8 @@ class LatentArithResults:
         return "\n".join(
             [
                 f"held-out loss {self.measures['held_out_loss']:,.1f} (KL {self.measures['held_out_kl']:.1f} nats)",
-                f"\nattributes that a classifier finds in {card['faces']} held-out faces, moved along balanced directions by "
-                f"{UNITS[card['scale']]}; it is right in so many faces that were not moved:\n",
+                f"\nshares of {card['faces']} held-out faces in which a classifier finds the attribute, moved along it by "
+                f"{UNITS[card['scale']]}:\n",
                 format_table(head, rows),
                 f"\nmean change of other attributes, percentage points: {leakage}",
                 f"a face in {size['float32']['bytes']:.0f} bytes: {size['float32']['psnr_decibels']:.1f} dB",

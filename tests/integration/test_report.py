@@ -241,7 +241,7 @@ def test_the_attack_follows_its_slider(browser: Browser, written: Path, finished
     shown.wait_for_function("document.querySelectorAll('#attack .pictures canvas')[2].width > 1")
     slider.focus()
     shown.keyboard.press("Home")
-    expect(shown.locator("#attack figcaption").nth(1)).to_have_text("no perturbation")
+    expect(shown.locator("#attack figcaption").nth(1)).to_have_text("no perturbation: less than one grey level")
     before = picture(shown, canvases, 2)
     shown.keyboard.press("End")
     changed(shown, canvases, before, 2)

@@ -129,7 +129,7 @@ def test_what_is_no_data_set_is_refused(data: Any) -> None:
 
 @pytest.mark.unchecked
 def test_what_are_no_faces_is_refused() -> None:
-    with pytest.raises(UserError, match="data is of type ndarray, expected FaceData, such as FaceData.from_arrays"):
+    with pytest.raises(UserError, match="data is of type ndarray, expected FaceData"):
         faces.run(FACE_PRESETS["quick"], data=IMAGES, log=pytest.fail)  # type: ignore[arg-type]
 
 
