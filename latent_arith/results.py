@@ -137,8 +137,8 @@ class LatentArithResults:
         return "\n".join(
             [
                 f"held-out loss {self.measures['held_out_loss']:,.1f} (KL {self.measures['held_out_kl']:.1f} nats)",
-                f"\nshares of {card['faces']} held-out faces in which a classifier finds the attribute, moved along it by "
-                f"{UNITS[card['scale']]}:\n",
+                f"\nshares of {card['faces']} held-out faces in which a classifier finds an attribute, moved along it",
+                f"by {UNITS[card['scale']]}:\n",
                 format_table(head, rows),
                 f"\nmean change of other attributes, percentage points: {leakage}",
                 f"a face in {size['float32']['bytes']:.0f} bytes: {size['float32']['psnr_decibels']:.1f} dB",

@@ -28,7 +28,7 @@ def test_titles_say_what_was_reached_and_the_photo_stands_once() -> None:
     (first, missed, reached), (note, *differences), (_, *bars) = np.reshape(figure.axes, (3, 3))
     assert first.get_title() == "photo: bull mastiff\n90.0%"
     assert missed.get_title() == "untargeted\nmissed: bull mastiff 75.0%"
-    assert reached.get_title() == "2nd: bee\nreached: bee 75.0%" and reached.title.get_color() == figures.GREEN
+    assert reached.get_title() == "2nd class: bee\nreached: bee 75.0%" and reached.title.get_color() == figures.GREEN
     for axes, picture in ((first, photo), (missed, attacked[0]), (reached, attacked[1])):
         np.testing.assert_array_equal(axes.images[0].get_array(), picture)
     assert "±2 grey levels" in note.texts[0].get_text().replace("∓", "±")

@@ -208,7 +208,7 @@ def test_the_overview_shows_every_attribute_beside_its_name(count: int) -> None:
 
 def test_kept_edits_tell_their_source() -> None:
     (axes,) = figures.edit_strips(faces(1, 5), [edit()]).axes
-    assert axes.get_title() == "000123.jpg moved along Wearing Hat, decoded from latents of 800 bytes"
+    assert axes.get_title() == "A face moved along Wearing Hat, from latents of 800 bytes"
     assert [text.get_text() for text in axes.texts] == ["0", "+1", "+2", "+3", "+4"]
     (axes,) = figures.edit_strips(faces(2, 5), [edit("a_1.jpg"), edit("b_2.jpg")]).axes
     assert [text.get_text() for text in axes.texts[5:]] == ["a_1.jpg", "b_2.jpg"]
