@@ -85,17 +85,18 @@ def run(
         UserError: Weights, photos or classes are missing or do not go together, or a file could not be written.
     """
     attack = make_attack(config)
-    start_run(run_dir, COMMAND, config)
     results: AdversarialResults
     if config.classifier == DIGITS and classifier is None:
         data = open_dataset(config.data) if data is None else check_dataset(data)
         _check_classes([config.attack], len(data.classes))
+        start_run(run_dir, COMMAND, config)
         results = defense.run(config, attack, data, run_dir, log)
         _save(results, run_dir, log)
         return results
     classifier, size = _open(config, classifier)
     names = attacks_on_photo(config) if config.report == "photo" else (config.attack,)
     _check_classes(names, len(classifier.classes))
+    start_run(run_dir, COMMAND, config)
     epsilon = Epsilon(config.epsilon, epsilon_range(config))
     log(
         f"adversarial: {config.weights}, {len(classifier.classes)} classes, images of {size}×{size} fed in "

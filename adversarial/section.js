@@ -43,7 +43,7 @@ function attack(section) {
     const objective = objectives[state.objective];
     const target = { name: objective.target ? words(objective.target) : "top class", values: objective.entries.map((entry) => entry.aimed), hue: "orange" };
     const truth = { name: `${words(section.truth)} (true class)`, values: objective.entries.map((entry) => entry.truth), hue: "blue", dash: "7 4" };
-    curve = chart({ label: `Probabilities against the size of the perturbation, ${objective.name}`, x: levels, xLabel: "ε, grey levels",
+    curve = chart({ label: `Probabilities against the size of the perturbation, ${objective.name}`, x: levels, xLabel: "ε, grey levels, logarithmic", logarithmic: true,
       yLabel: "probability", curves: [target, truth], flip: objective.flip == null ? null : levels[objective.flip] });
     curves.replaceChildren(curve.node);
     const flips = (at, kind) => `${kind}, ${at == null ? "at no ε of the sweep" : `at ε = ${significant(levels[at], 3)} grey levels`}`;
@@ -65,7 +65,7 @@ function attack(section) {
 }
 
 function robust({ photos, what, attack, levels, curves }) {
-  const made = chart({ label: `Share of ${what} that are still recognised, against ε`, x: levels, xLabel: "ε, grey levels", yLabel: "recognised",
+  const made = chart({ label: `Share of ${what} that are still recognised, against ε`, x: levels, xLabel: "ε, grey levels, logarithmic", logarithmic: true, yLabel: "recognised",
     curves: curves.map(({ name, value }, index) => ({ name, values: value, hue: ["blue", "orange", "green"][index], dash: [null, "7 4", "2 3"][index] })), band: curves[0] });
   const told = el("p");
   const show = (at) => {

@@ -91,8 +91,8 @@ def run(
         Interrupted: The command line caught SIGINT or SIGTERM; training goes on from a checkpoint.
     """
     if config.image:
-        start_run(run_dir, COMMAND, config)
         edited = edit_photo(config, run_dir, log)
+        start_run(run_dir, COMMAND, config)
         if run_dir:
             figures.draw(run_dir)
             finish_run(run_dir, COMMAND, edited)
@@ -109,8 +109,8 @@ def run(
     data = data or open_data(config)
     if own_model is not None:
         check_model(own_model, (config.size, config.size, 3))
-    start_run(run_dir, COMMAND, config)
     check_label(config, data)
+    start_run(run_dir, COMMAND, config)
     beta = equivalent_beta(config.reconstruction_weight, model.image_shape)
     log(_describe_setting(config, data, beta))
     metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")

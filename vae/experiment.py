@@ -71,7 +71,6 @@ def run(
     data = open_dataset(config.data) if data is None else check_dataset(data)
     if model is not None:
         check_model(model, data.image_shape)
-    start_run(run_dir, "vae", config)
     if len(data.train.images) < config.train_images:
         raise UserError(
             f"train_images is {config.train_images}, but {data.source} has {len(data.train.images)} training images; "
@@ -90,6 +89,7 @@ def run(
     if config.objective == "conditional" and len(data.classes) < 2:
         raise UserError(f"the objective conditional is given classes, of which {data.source} has {len(data.classes)}")
     models = make_models(config, data.image_shape, model, len(data.classes))
+    start_run(run_dir, "vae", config)
     measured = data.binarize() if config.binarize else data
     metrics = MetricsLog(run_dir and run_dir / "metrics.jsonl")
     log(f"vae: {config.train_images:,} training and {len(data.test.images):,} held-out images from {data.source}")

@@ -111,10 +111,11 @@ function table(className, head, rows) {
 }
 
 // A chart of curves over one axis, with a marker that follows a slider
-function chart({ label, x, xLabel, yLabel, top = 1, curves, band, flip }) {
+function chart({ label, x, xLabel, yLabel, top = 1, curves, band, flip, logarithmic = false }) {
   const W = 460, H = 250, L = 46, R = 12, T = 22, B = 42;
-  const low = x[0], high = x[x.length - 1];
-  const px = (value) => L + ((value - low) / (high - low || 1)) * (W - L - R);
+  const least = x.find((value) => value > 0) ?? 1, place = logarithmic ? (value) => Math.log1p(value / least) : (value) => value;
+  const low = place(x[0]), high = place(x[x.length - 1]);
+  const px = (value) => L + ((place(value) - low) / (high - low || 1)) * (W - L - R);
   const py = (value) => T + (1 - value / top) * (H - T - B);
   const line = (values) => values.map((value, index) => `${index ? "L" : "M"}${px(x[index])},${py(value)}`).join("");
   const parts = [];
@@ -122,7 +123,7 @@ function chart({ label, x, xLabel, yLabel, top = 1, curves, band, flip }) {
     parts.push(vector("path", { class: "grid", d: `M${L},${py(share * top)}H${W - R}` }),
       vector("text", { x: L - 6, y: py(share * top) + 4, "text-anchor": "end" }, percent(share * top)));
   }
-  const ticks = x.filter((_, index) => x.length <= 9 || index % Math.ceil(x.length / 8) === 0 || index === x.length - 1);
+  const ticks = logarithmic ? x : x.filter((_, index) => x.length <= 9 || index % Math.ceil(x.length / 8) === 0 || index === x.length - 1);
   let last = -Infinity;
   for (const value of ticks) {
     if (px(value) - last < 34) continue;
