@@ -39,7 +39,7 @@ def write(run: Run, commands: Mapping[str, str], repeat: str) -> Path:
         sections[section.KEY] = {"title": section.TITLE, **_read_section(run, package, commands[package])}
     sections[provenance.KEY] = {"title": provenance.TITLE, **provenance.make_section(run, repeat)}
     with atomic(run.path / PAGE) as file:
-        file.write(format_html({"run": str(run.path.absolute()), "sections": sections}).encode())
+        file.write(format_html({"run": "/".join(run.path.absolute().parts[-2:]), "sections": sections}).encode())
     return run.path / PAGE
 
 
