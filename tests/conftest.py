@@ -20,10 +20,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "d" / "co
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 1024**3)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 
 import tests.typechecker  # noqa: E402, F401
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of it
+hypothesis.settings.load_profile("untimed")
 
 # Shapes and types of all annotated arguments and results are checked at run time, in tests alone.
 CHECKED = jaxtyping.install_import_hook(("latentlab", "vae", "latent_arith", "adversarial"), "tests.typechecker.check")

@@ -470,7 +470,7 @@ def test_no_text_of_a_run_becomes_html(browser: Browser, finished: Path, tmp_pat
     text = path.read_text("utf-8")
     assert "<script>document" not in text and "<img" not in text
     shown, complaints = opened(browser, path)
-    assert shown.title() == f"latentlab: {evil}"
+    assert shown.title() == f"latentlab: {evil.parent.name}/{evil.name}"
     assert shown.locator("script").count() == 2 and shown.locator("img").count() == 0
     assert shown.locator("#latent canvas.plane").count() == 2, "the parts are shown all the same"
     assert "taken" in (shown.locator("#faces").text_content() or ""), "as text"

@@ -53,7 +53,7 @@ def taken(batches: CheckpointableIterator, count: int) -> list:
     return list(itertools.islice(batches, count))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(n=st.integers(1, 60), batch_size=st.integers(1, 70), seed=st.integers(0, 2**31 - 1))
 def test_every_pass_is_a_permutation_and_every_batch_is_full(n: int, batch_size: int, seed: int) -> None:
     batches = taken(shuffle_indices(n, batch_size, seed), -(-3 * n // batch_size))
@@ -62,7 +62,7 @@ def test_every_pass_is_a_permutation_and_every_batch_is_full(n: int, batch_size:
         assert sorted(one_pass.tolist()) == list(range(n))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(n=st.integers(1, 50), batch_size=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_the_batch_size_does_not_change_the_order(n: int, batch_size: int, seed: int) -> None:
     cut = np.concatenate(taken(shuffle_indices(n, batch_size, seed), -(-3 * n // batch_size)))
@@ -81,7 +81,7 @@ def test_the_order_is_the_same_for_ever() -> None:
     assert next(shuffle_indices(10, 20, 0)).tolist() == [3, 2, 1, 8, 6, 0, 7, 4, 5, 9, 7, 4, 5, 1, 9, 8, 6, 2, 0, 3]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     n=st.integers(1, 30),
     batch_size=st.integers(1, 13),
@@ -118,7 +118,7 @@ def test_images_on_the_device_and_streamed_ones_come_in_the_same_order() -> None
         np.testing.assert_array_equal(np.asarray(resident[next(order)]), images)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(n=st.integers(1, 30), batch_size=st.integers(1, 13), threads=st.integers(0, 3), seed=st.integers(0, 99))
 def test_labels_stay_with_their_images(n: int, batch_size: int, threads: int, seed: int) -> None:
     rows = np.random.default_rng(seed).permutation(300)[:n]

@@ -152,7 +152,7 @@ def test_a_tracker_that_is_not_installed_is_named(
 
     monkeypatch.setattr(trackers, "import_module", refuse)
     for name, write in trackers.EXPORTS.items():
-        with pytest.raises(UserError, match=rf'pip install "latentlab\[{name}\]"'):
+        with pytest.raises(UserError, match=rf'pip install -e ".\[{name}\]"'):
             write([record], tmp_path / name)
 
 

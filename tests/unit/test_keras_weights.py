@@ -221,7 +221,7 @@ def test_other_contents_of_hdf5_and_zip_are_told(tmp_path):
 
 
 @pytest.mark.parametrize("name", HDF5_FILES + KERAS_FILES)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_file_is_told_with_its_path(saved, tmp_path_factory, name, share):
     content = (saved / name).read_bytes()
@@ -230,7 +230,7 @@ def test_truncated_file_is_told_with_its_path(saved, tmp_path_factory, name, sha
     message_of(path)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_truncated_archive_is_told_unless_only_padding_is_gone(saved, tmp_path_factory, share):
     content = (saved / "weights.tar.gz").read_bytes()

@@ -117,7 +117,7 @@ def test_depthwise_convolution_is_compiled_apart_from_its_derivative() -> None:
     assert compiled.as_text().count(" call(") == 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @example(height=1, width=3, stride=2, kernel=(3, 3), channels=(16, 16), pads=((1, 1), (1, 1)))  # no odd row at all
 @given(
     height=st.integers(1, 9),

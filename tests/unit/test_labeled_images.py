@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -196,7 +196,6 @@ def test_images_of_another_type_than_bytes_are_refused(tmp_path):
             read_idx(tmp_path / "images", 3)
 
 
-@settings(deadline=None)
 @given(data=st.data(), compress=st.booleans())
 def test_no_cut_and_no_changed_header_byte_is_read_as_something_else(tmp_path_factory, data, compress):
     """A file that is cut or has one byte of its header changed never passes for another array.
@@ -215,7 +214,6 @@ def test_no_cut_and_no_changed_header_byte_is_read_as_something_else(tmp_path_fa
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_gzip_gives_the_content_or_a_user_error(tmp_path_factory, data):
     """Never another exception; a few bytes of gzip's own header (its time, its system) carry no content."""

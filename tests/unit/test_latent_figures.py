@@ -150,7 +150,7 @@ def test_given_weights_have_no_losses(run_dir: Path, tmp_path: Path, monkeypatch
     assert tmp_path / "figures" / "losses.png" not in figures.draw(tmp_path)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.text(), min_size=2, max_size=2, unique=True))
 def test_file_names_are_names_of_their_own(names: list[str]) -> None:
     one, other = map(figures.file_name, names)

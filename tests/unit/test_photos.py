@@ -259,13 +259,13 @@ def test_truncated_photos(kind: str) -> None:
 
 
 @given(content=st.binary(max_size=300), start=st.sampled_from([0, 4, 30, 200]), kind=st.sampled_from(sorted(SOUND)))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_random_bytes(content: bytes, start: int, kind: str) -> None:
     reads_or_says_why(SOUND[kind][:start] + content)
 
 
 @given(kind=st.sampled_from(sorted(SOUND)), data=st.data())
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_flipped_bits(kind: str, data: st.DataObject) -> None:
     damaged = bytearray(SOUND[kind])
     anywhere = st.integers(0, 8 * len(damaged) - 1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adversarial import pixels
@@ -12,7 +12,6 @@ from latentlab.errors import UserError
 
 @given(value=st.floats(0, 0.3), seed=st.integers(0, 1000), unit=st.sampled_from(list(RANGES)))
 @example(value=0.01, seed=0, unit="zero-one")
-@settings(deadline=None)
 def test_rounding_stays_within_epsilon(value: float, seed: int, unit: str) -> None:
     draw, epsilon = np.random.default_rng(seed), Epsilon(value, RANGES[unit])
     original = draw.integers(0, 256, (4, 5, 3), np.uint8)

@@ -82,7 +82,7 @@ def test_kl_is_the_integral(mean: float, log_variance: float) -> None:
     np.testing.assert_allclose(got.item(), want, rtol=1e-5, atol=max(error, 1e-7))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(-20, 20, width=32), st.floats(-20, 10, width=32))
 def test_kl_is_not_negative_beyond_rounding(mean: float, log_variance: float) -> None:
     """Rounding: a float32 unit of the largest term of the sum for each of its four operations."""
