@@ -62,7 +62,7 @@ class AdversarialConfig:
     )  # fmt: skip
     """Radii of the sweep."""
     targets: tuple[int, ...] = (2, 3, 4)
-    """Ranks of the classes aimed at: 2 is the second likeliest, -1 the least likely."""
+    """Ranks of the classes aimed at: 2 is the second most probable, -1 the least."""
     target_classes: tuple[str, ...] = ()
     """Further classes aimed at, by index or name."""
     steps: int = 0
@@ -129,7 +129,9 @@ class AdversarialConfig:
         if not self.epsilons:
             raise UserError("epsilons is empty, expected one radius or more")
         if 0 in self.targets:
-            raise UserError("targets has rank 0, expected 2 for the second likeliest class, or -1 for the least likely")
+            raise UserError(
+                "targets has rank 0, expected 2 for the second most probable class, or -1 for the least likely"
+            )
         if not self.training or len({*self.training}) < len(self.training):
             raise UserError(f"training is {self.training}, expected one or more of standard, pgd and trades, each once")
         if self.report == "robust-accuracy" and not self.images and self.classifier != DIGITS:

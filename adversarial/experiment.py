@@ -1,7 +1,7 @@
 """Experiment 3: what a classifier takes a photo for, before and after changes that nobody can see.
 
 A photo is classified, then moved along the sign of the gradient of the cross-entropy, away from its true class or
-towards the 2nd, 3rd and 4th likeliest one, by every ε of a sweep in one compiled call. It is classified again as it is,
+towards the 2nd, 3rd and 4th most probable one, by every ε of a sweep in one compiled call. It is classified again as it is,
 and as the 8-bit PNG that a person could send. Of many photos, the share that is still recognised is measured.
 """
 
@@ -505,11 +505,11 @@ def _read_photo(
     return photo, path.name, known_as
 
 
-def _true_class(config: AdversarialConfig, classifier: Classifier, known_as: str, likeliest: int) -> int:
+def _true_class(config: AdversarialConfig, classifier: Classifier, known_as: str, top: int) -> int:
     if config.label:
         return classifier.index(config.label)
     names = [known.name for known in classifier.classes]
-    return names.index(known_as) if known_as in names else likeliest
+    return names.index(known_as) if known_as in names else top
 
 
 def _find_photos(config: AdversarialConfig, log: Log) -> tuple[list[Path], Path]:

@@ -71,9 +71,9 @@ def make_objectives(
     """Return untargeted, then a target for every rank, then the chosen classes.
 
     Args:
-        order: Classes from the likeliest to the least likely.
+        order: Classes from the most to the least probable.
         true: The true class.
-        ranks: 2 is the second likeliest class; -1 is the least likely one.
+        ranks: 2 is the second most probable class; -1 the least.
         chosen: Further targets.
         classes: Their names.
 

@@ -1,7 +1,7 @@
 // An attacked photo over a sweep, or the accuracy under attack on many; helpers are those of latentlab/report/page.js.
 function ordinal(objective) {
   const rank = /^rank (\d+)$/.exec(objective)?.[1];
-  return rank ? `${rank}${{ 2: "nd", 3: "rd" }[rank] ?? "th"} likeliest` : objective;
+  return rank ? `${rank}${{ 2: "nd", 3: "rd" }[rank] ?? "th"} class` : objective;
 }
 function attack(section) {
   if (section.robust) return robust(section.robust);
@@ -60,7 +60,7 @@ function attack(section) {
       + (objective.target ? `${ordinal(objective.name)}: ${words(objective.target)}` : objective.name)), (index) => { state.objective = index; change(); }, state.objective), one.box),
     el("div", { class: "two pictures" }, original.figure, noise.figure, made.figure),
     el("p", {}, badge),
-    el("div", { class: "two" }, el("div", {}, el("h3", {}, "Four likeliest classes"), bars), el("div", {}, el("h3", {}, "Over the sweep"), curves, where)),
+    el("div", { class: "two" }, el("div", {}, el("h3", {}, "Top four classes"), bars), el("div", {}, el("h3", {}, "Over the sweep"), curves, where)),
   ];
 }
 

@@ -80,7 +80,7 @@ def test_projected_gradient_descent_is_that_of_foolbox(
 
 
 def sure(images: Array) -> Array:
-    """Logits of the network, so far apart that float32 takes the likeliest class for certain."""
+    """Logits of the network, so far apart that float32 takes the top class for certain."""
     return 1000 * network(images)
 
 

@@ -72,7 +72,7 @@ def first_pixels(pixels: PixelRange, *names: str) -> Classifier:
 def expected(
     dogs: Classifier, scaling: str, photo: np.ndarray, model_and_photo: list[Path], tmp_path_factory: Any
 ) -> dict[str, Any]:
-    """What Keras on TensorFlow makes of the photo, and the true class and the 2nd to 4th likeliest."""
+    """What Keras on TensorFlow makes of the photo, and the true class and the 2nd to 4th class."""
     directory = tmp_path_factory.mktemp("keras")
     np.save(directory / "image.npy", photo.astype(np.float32) / 255)
     before = experiment.predict(dogs, photo[None] / np.float32(255), 1)[0]
