@@ -300,7 +300,7 @@ def _apply(classifier: Classifier, images: Images) -> Float[Array, "n classes"]:
 def decode_predictions(
     probabilities: Float[np.ndarray, "n classes"], classes: Sequence[Class], top: int = 5
 ) -> list[list[Prediction]]:
-    """Return the most probable classes of every image, as `keras.applications.mobilenet_v2.decode_predictions` tells them.
+    """Return the top classes of every image, as `keras.applications.mobilenet_v2.decode_predictions` gives them.
 
     Raises:
         ValueError: There are not as many probabilities as classes.

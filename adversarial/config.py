@@ -129,9 +129,7 @@ class AdversarialConfig:
         if not self.epsilons:
             raise UserError("epsilons is empty, expected one radius or more")
         if 0 in self.targets:
-            raise UserError(
-                "targets has rank 0, expected 2 for the second most probable class, or -1 for the least likely"
-            )
+            raise UserError("targets has rank 0, expected 2 for the second class, or -1 for the least likely")
         if not self.training or len({*self.training}) < len(self.training):
             raise UserError(f"training is {self.training}, expected one or more of standard, pgd and trades, each once")
         if self.report == "robust-accuracy" and not self.images and self.classifier != DIGITS:
