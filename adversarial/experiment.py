@@ -1,8 +1,8 @@
 """Experiment 3: what a classifier takes a photo for, before and after changes that nobody can see.
 
 A photo is classified, then moved along the sign of the gradient of the cross-entropy, away from its true class or
-towards the class of rank 2, 3 and 4, by every ε of a sweep in one compiled call. It is classified again as it is, and as
-the 8-bit PNG that a person could send. Of many photos, the share that is still recognised is measured.
+towards the class of rank 2, 3 and 4, by every ε of a sweep in one compiled call. It is classified again as it is, and
+as the 8-bit PNG that a person could send. Of many photos, the share that is still recognised is measured.
 """
 
 import difflib
