@@ -17,8 +17,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 TRAPS = """
 abc adversarial benchmarks concurrent filelock flax grain h5py hashlib io jax json keras kernels latent_arith latentlab
-logging matplotlib ml_dtypes multiprocessing numpy optax orbax os pickle PIL pip platformdirs pooch re report runtime
-scipy sitecustomize sklearn socket ssl subprocess tensorflow threading tqdm tyro usercustomize vae zipfile
+logging matplotlib ml_dtypes multiprocessing numpy optax orbax os pathlib pickle PIL pip platformdirs pooch re report
+runtime scipy sitecustomize sklearn socket ssl subprocess tensorflow threading tqdm typing tyro usercustomize vae
+zipfile
 """
 
 
@@ -53,7 +54,7 @@ def executed(folder: Path) -> str:
 
 def test_the_traps_work(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "pip"], cwd=folder, capture_output=True, check=False)
-    assert "pip" in executed(folder)
+    assert executed(folder)  # of pip, or of what it imports first
 
 
 def test_reading_hdf5_executes_nothing(folder: Path) -> None:
