@@ -90,6 +90,9 @@ class LatentArithConfig:
     """Keep all images on the device as uint8: auto does where they are painted, or take half of its free memory."""
     rule: Literal["all", "stderr", "classic"] = "all"
     """When the pass over the images stops: never, at a standard error, or as the original exercise does."""
+    estimator: Literal["balanced", "raw"] = "balanced"
+    """Of the direction of the one edit that is kept (edit.npz, ans11): raw is the difference of means, as in the
+    original exercise."""
     stderr_degrees: float = 2.0
     """Standard error of every direction at which the rule stderr stops."""
     classifier_images: int = 4000
@@ -168,10 +171,11 @@ def parse_edit(words: tuple[str, ...]) -> dict[str, float]:
     return strengths
 
 
-ORIGINAL = LatentArithConfig(resize="nearest")
+ORIGINAL = LatentArithConfig(resize="nearest", estimator="raw")
 DEMO = replace(
     ORIGINAL,
     resize="bilinear",
+    estimator="balanced",
     weights=AUTO,
     synthetic_images=12_000,
     held_out_images=500,

@@ -64,12 +64,15 @@ def move_along_components(
 def make_kept_edit(
     config: LatentArithConfig, data: FaceData, encode: Encode, found: Directions, fingerprint: str
 ) -> Edit:
-    """Move the first held-out face without the attribute `label`, Smiling if none is named, by 4 along it."""
+    """Move the first held-out face without the attribute `label`, Smiling if none is named, by 4 along it.
+
+    The direction is that of `config.estimator`.
+    """
     column = _kept_attribute(config, data, found)
     name, lacking = data.table.names[column], data.table.values[data.held_out, column] < 0
     row = data.held_out[int(np.argmax(lacking))]
     (start,) = encode(data.source[np.asarray([row])])
-    end = (start + edits.STRENGTHS[-1] * found.vector(name)).astype(np.float32)
+    end = (start + edits.STRENGTHS[-1] * found.vector(name, config.estimator)).astype(np.float32)
     source = data.description["source"]
     return Edit(data.table.ids[row], start, end, attribute=name, dataset=source, fingerprint=fingerprint)
 

@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latent_arith.config import PRESETS
+from latent_arith.datasets.face_data import FaceData
+from latent_arith.directions import Directions
 from latent_arith.edits import (
     STRENGTHS,
     Edit,
@@ -21,6 +24,7 @@ from latent_arith.edits import (
     write_bare,
     write_edits,
 )
+from latent_arith.pictures import make_kept_edit
 from latentlab.errors import UserError
 
 SMILE_PAIRS = Path(__file__).parents[1] / "data" / "smile_pairs.npz"
@@ -163,3 +167,25 @@ def test_a_bad_bare_face_is_told_in_one_line(content: bytes, words: str, tmp_pat
         read_bare(tmp_path / "face.f32")
     with pytest.raises(UserError, match="No such file"):
         read_bare(tmp_path / "none.f16")
+
+
+def test_the_kept_edit_follows_the_estimator_of_the_configuration() -> None:
+    """`original` keeps the exercise's, the raw difference of means."""
+    config = replace(PRESETS["demo"], held_out_images=4, classifier_images=2)
+    images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    data = FaceData.from_arrays(
+        images, np.where(np.arange(12) % 2, 1, -1).astype(np.int8)[:, None], ["Smiling"], config
+    )
+    ones = np.ones((2, 1))
+    found = Directions(
+        ("Smiling",), ("raw", "balanced"), np.eye(2, 8, dtype=np.float32)[:, None], ones, ones, ones, ones
+    )
+
+    def encode(faces: np.ndarray) -> np.ndarray:
+        return np.asarray(faces, np.float32)[:, 0, 0, :1] + np.zeros(8, np.float32)
+
+    for preset, axis in (("original", 0), ("demo", 1)):
+        chosen = replace(config, estimator=PRESETS[preset].estimator)
+        kept = make_kept_edit(chosen, data, encode, found, "")
+        np.testing.assert_array_equal(kept.z_end - kept.z_start, 4 * np.eye(8)[axis])
+        assert int(kept.image_id.split("-")[1]) % 2 == 0, "it has no smile"
