@@ -16,7 +16,6 @@ import numpy as np
 import optax
 from jax import Array
 from jaxtyping import Bool, Float, Key
-from scipy import stats
 
 from adversarial.attacks import Ensemble, SweptAttack
 from adversarial.config import AdversarialConfig, Training
@@ -221,7 +220,9 @@ def _interval(name: str, stands: Bool[np.ndarray, "seeds digits"]) -> dict[str, 
     if len(values) == 1:
         share, low, high = map(float, share_with_interval(stands[0]))
         return {name: share, f"{name}_low": low, f"{name}_high": high, f"{name}_per_seed": [share]}
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    from scipy.stats import t as student_t
+
+    half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     mean = float(values.mean())
     low, high = max(0.0, mean - half), min(1.0, mean + half)
     return {name: mean, f"{name}_low": low, f"{name}_high": high, f"{name}_per_seed": values.tolist()}

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int8, UInt8
-from sklearn.linear_model import LogisticRegression
 
 from latentlab.parallel import LocalRows
 from latentlab.statistics import with_one_thread
@@ -188,6 +187,8 @@ def inverse_propensity_weights(attributes: Int8[np.ndarray, "n attributes"]) -> 
     weights make the two independent, and they would hide all others. An attribute that all images share, or none has,
     gets weights of one, and so does one with no others left.
     """
+    from sklearn.linear_model import LogisticRegression
+
     weights = np.ones(attributes.shape, np.float32)
     for index in range(attributes.shape[1]):
         has = attributes[:, index] > 0

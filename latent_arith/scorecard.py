@@ -15,10 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from latent_arith import edits
 from latent_arith.attribute_classifier import Predict
@@ -202,6 +198,11 @@ def probe_auc(
 
     0.5 is chance and 1 perfect. None stands for an attribute that all images of either set share, or none has.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     areas: list[float | None] = []
     for trained, tested in zip(train_attributes.T > 0, test_attributes.T > 0, strict=True):
         if trained.all() or tested.all() or not (trained.any() and tested.any()):

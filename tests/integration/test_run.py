@@ -315,6 +315,11 @@ def test_importing_the_package_is_cheap() -> None:
     program = "import sys, latentlab; print({'jax', 'numpy', 'vae', 'tyro'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+    command = "import sys, vae.experiment, latent_arith.experiment, adversarial.experiment"
+    heavy = "{'scipy.stats', 'sklearn', 'pandas', 'tensorflow', 'keras', 'torch'}"  # seconds and 150 MB
+    program = f"{command}; print({heavy} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def final_digests(run_dir: Path, config: VaeConfig) -> list[str]:
