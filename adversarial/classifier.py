@@ -92,10 +92,14 @@ class Classifier:
 
     def __call__(self, images: Images) -> Float[Array, "n classes"]:
         """Return the logits of images 0…255 (uint8) or in [0, 1] (floats)."""
-        return _apply(self, images)
+        return self.logits(images)
 
+    @jax.jit
     def logits(self, images: Images) -> Float[Array, "n classes"]:
-        """Return the logits of images 0…255 (uint8) or in [0, 1] (floats), within `jit`."""
+        """Return the logits of images 0…255 (uint8) or in [0, 1] (floats).
+
+        Compiled by itself, or traced once for all functions that call it within theirs on as many images.
+        """
         logits: Any = self.network.apply(self.variables, self.range.feed(in_unit_range(images)))
         return jnp.asarray(logits)
 
@@ -290,11 +294,6 @@ def open_classifier(config: AdversarialConfig, model_range: PixelRange) -> tuple
         expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join((*CLASSIFIERS, DIGITS))}"
         raise UserError(f"classifier: there is no {config.classifier!r}; {expected}")
     return CLASSIFIERS.get(config.classifier or config.weights, open_file)(config, model_range)
-
-
-@jax.jit
-def _apply(classifier: Classifier, images: Images) -> Float[Array, "n classes"]:
-    return classifier.logits(images)
 
 
 def decode_predictions(

@@ -26,6 +26,8 @@ from latentlab.errors import UserError
 from latentlab.storage import limits
 
 LOCK, TIMES = ".lock", "times.json"
+COMPRESSION = 4
+"""Level of zlib in an .npz: pictures take a quarter of the time that they take at 6, and a tenth more bytes."""
 _UNFINISHED = re.compile(r"\..+\.(jsonl?|npz|png)\.\w{8}")  # name that `atomic` gives a file until it is whole
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "matplotlib")
 
@@ -182,9 +184,11 @@ def note_nulls(measures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays to a compressed .npz, atomically."""
-    with atomic(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    """Write named arrays to a compressed .npz, atomically, as `np.savez_compressed` does but at `COMPRESSION`."""
+    with atomic(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
 def read_json(path: Path) -> Any:
