@@ -255,7 +255,7 @@ def _windows_in_row(images: AnyArray, taps: Sequence[int], size: int, stride: in
     if channels >= FEW_CHANNELS:
         return [_window(images, 2, tap, size, stride) for tap in taps]
     filled = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), (0, 0, 0), (0, -width % stride, 0), (0, 0, 0)])
-    wide = filled.reshape(batch, height, -1, stride * channels)
+    wide = filled.reshape(batch, height, filled.shape[2] // stride, stride * channels)
     windows = []
     for offset, together in itertools.groupby(taps, lambda tap: tap // stride):
         phases = [tap % stride for tap in together]

@@ -119,6 +119,7 @@ def test_depthwise_convolution_is_compiled_apart_from_its_derivative() -> None:
 
 @settings(max_examples=25)
 @example(height=1, width=3, stride=2, kernel=(3, 3), channels=(16, 16), pads=((1, 1), (1, 1)))  # no odd row at all
+@example(height=1, width=1, stride=2, kernel=(3, 1), channels=(3, 1), pads=((0, 2), (0, 0)))  # nor of few channels
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),
