@@ -92,5 +92,5 @@ def test_a_run_from_python_is_like_any_other(tmp_path: Path, capsys: pytest.Capt
     np.testing.assert_array_equal(again.decode(latents), results.decode(latents))
     with pytest.raises(UserError, match="epochs = 2, this one 3; a run goes on with its own configuration"):
         experiment.run(replace(config, epochs=3), run_dir, model=model, data=data)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=r"weights.npz: weights: params/encoder/conv_0/bias: missing"):
         _ = latentlab.load(run_dir).vae  # of the networks that the configuration names
