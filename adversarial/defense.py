@@ -216,12 +216,12 @@ def _measure(standings: Sequence[Standing], radii: Sequence[Epsilon]) -> dict[st
 
 def _interval(name: str, stands: Bool[np.ndarray, "seeds digits"]) -> dict[str, Any]:
     """Return the mean accuracy with a 95 % interval: Student's t over seeds, or Wilson's over digits of one seed."""
+    from scipy.stats import t as student_t
+
     values: Float[np.ndarray, " seeds"] = stands.mean(axis=1)
     if len(values) == 1:
         share, low, high = map(float, share_with_interval(stands[0]))
         return {name: share, f"{name}_low": low, f"{name}_high": high, f"{name}_per_seed": [share]}
-    from scipy.stats import t as student_t
-
     half = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     mean = float(values.mean())
     low, high = max(0.0, mean - half), min(1.0, mean + half)

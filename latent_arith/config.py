@@ -90,11 +90,11 @@ class LatentArithConfig:
     """Keep all images on the device as uint8: auto does where they are painted, or take half of its free memory."""
     rule: Literal["all", "stderr", "classic"] = "all"
     """When the pass over the images stops: never, at a standard error, or as the original exercise does."""
+    stderr_degrees: float = 2.0
+    """Standard error of every direction at which the rule stderr stops."""
     estimator: Literal["balanced", "raw"] = "balanced"
     """Of the direction of the one edit that is kept (edit.npz, ans11): raw is the difference of means, as in the
     original exercise."""
-    stderr_degrees: float = 2.0
-    """Standard error of every direction at which the rule stderr stops."""
     classifier_images: int = 4000
     """Images that train the attribute classifier of the scorecard, and nothing else."""
     classifier_epochs: int = 8

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from latentlab.storage.run_directory import atomic
+from latentlab.storage.run_directory import COMPRESSION, atomic
 
 BLUE, ORANGE = "#1f78b4", "#d95f02"
 DOTS_PER_INCH = 110
@@ -19,11 +19,11 @@ RISE = 1.01
 SETTINGS = {"pdf.fonttype": 42, "svg.hashsalt": "latentlab"}
 """TrueType fonts, which journals ask for, and ids in SVG that are the same every time."""
 OPTIONS: Mapping[str, dict[str, Any]] = {
-    "png": {"pil_kwargs": {"compress_level": 4}},
+    "png": {"pil_kwargs": {"compress_level": COMPRESSION}},
     "pdf": {"metadata": {"CreationDate": None}},
     "svg": {"metadata": {"Date": None}},
 }
-"""How each format is written: without a date, and a PNG, of photos mostly, in half the time for a tenth more bytes."""
+"""How each format is written: without a date."""
 
 
 class Format(NamedTuple):

@@ -173,13 +173,10 @@ def test_the_kept_edit_follows_the_estimator_of_the_configuration() -> None:
     """`original` keeps the exercise's, the raw difference of means."""
     config = replace(PRESETS["demo"], held_out_images=4, classifier_images=2)
     images = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    data = FaceData.from_arrays(
-        images, np.where(np.arange(12) % 2, 1, -1).astype(np.int8)[:, None], ["Smiling"], config
-    )
-    ones = np.ones((2, 1))
-    found = Directions(
-        ("Smiling",), ("raw", "balanced"), np.eye(2, 8, dtype=np.float32)[:, None], ones, ones, ones, ones
-    )
+    smiling = np.where(np.arange(12) % 2, 1, -1).astype(np.int8)
+    data = FaceData.from_arrays(images, smiling[:, None], ["Smiling"], config)
+    vectors, ones = np.eye(2, 8, dtype=np.float32)[:, None], np.ones((2, 1))
+    found = Directions(("Smiling",), ("raw", "balanced"), vectors, ones, ones, ones, ones)
 
     def encode(faces: np.ndarray) -> np.ndarray:
         return np.asarray(faces, np.float32)[:, 0, 0, :1] + np.zeros(8, np.float32)
