@@ -341,7 +341,8 @@ def _canvas(width: float, height: float, inches: float = WIDTH) -> tuple[Figure,
 def _place(axes: Any, picture: np.ndarray, left: float = 0, top: float = 0, scale: float = 1) -> None:
     """Show a picture with its upper left corner at a point, `scale` units of the canvas a pixel."""
     extent = (left, left + scale * picture.shape[1], top + scale * picture.shape[0], top)
-    axes.imshow(picture, extent=extent, interpolation="hanning", aspect="auto")
+    opaque = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])  # resampled once, and not RGB and A apart
+    axes.imshow(opaque, extent=extent, interpolation="hanning", aspect="auto")
 
 
 def _place_grid(axes: Any, pictures: UInt8[np.ndarray, "*grid h w 3"], columns: int, left: float = 0) -> None:
