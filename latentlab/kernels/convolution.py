@@ -148,11 +148,19 @@ def _pads(padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: 
 
 
 def _convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
-    products = partial(_products_of_windows, stride=stride, pads=pads)
     xla = partial(xla_convolution, stride=stride, pads=pads)
-    pointwise = kernel.shape[:2] == (1, 1)  # for cuDNN a product as it is
-    by_products = {platform: products for platform in (("cpu",) if pointwise else ("cpu", "cuda"))}
-    return lax.platform_dependent(images, kernel, default=xla, **by_products)
+    if kernel.shape[:2] == (1, 1):  # for cuDNN a product as it is
+        pointwise = partial(_product_of_pixels, stride=stride, pads=pads)
+        return lax.platform_dependent(images, kernel, cpu=pointwise, default=xla)
+    products = partial(_products_of_windows, stride=stride, pads=pads)
+    return lax.platform_dependent(images, kernel, cpu=products, cuda=products, default=xla)
+
+
+def _product_of_pixels(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
+    """Compute a convolution of one tap, in few operations: JAX traces and differentiates each, layer by layer."""
+    if pads != ((0, 0), (0, 0)):
+        images = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+    return (images if stride == 1 else images[:, ::stride, ::stride]) @ kernel[0, 0]
 
 
 def xla_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads, groups: int = 1) -> Array:
@@ -230,11 +238,13 @@ def sum_of_windows(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) 
     """Compute a depthwise convolution as the sum of its taps' windows, each times its weight."""
     height, width = _output_size(images, kernel, stride, pads)
     padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+    batch, _, _, channels = images.shape
+    rows, columns = (range(n) for n in kernel.shape[:2])
+    weights = lax.split(kernel.reshape(-1, 1, 1, channels), [1] * (len(rows) * len(columns)))
     terms = []
-    for row, column in itertools.product(*(range(n) for n in kernel.shape[:2])):
-        rows = slice(row, row + stride * (height - 1) + 1, stride)
-        columns = slice(column, column + stride * (width - 1) + 1, stride)
-        terms.append(padded[:, rows, columns] * kernel[row, column, None, None])
+    for weight, (row, column) in zip(weights, itertools.product(rows, columns), strict=True):
+        last = (batch, row + stride * (height - 1) + 1, column + stride * (width - 1) + 1, channels)
+        terms.append(lax.slice(padded, (0, row, column, 0), last, (1, stride, stride, 1)) * weight)
     return reduce(jnp.add, terms)
 
 
