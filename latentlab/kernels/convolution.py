@@ -185,8 +185,8 @@ def _products_of_windows(images: AnyArray, kernel: AnyArray, stride: int, pads: 
         offsets = [[tap - pads[axis][0] for tap in range(kernel.shape[axis])] for axis in (0, 1)]
         for axis, phase in zip(summed, phases, strict=True):
             first = (pads[axis][0] + phase) % stride
-            weights = lax.slice_in_dim(weights, min(first, kernel.shape[axis]), None, stride, axis)
-            windows = [lax.slice_in_dim(windows[0], min(phase, images.shape[axis + 1]), None, stride, axis + 1)]
+            weights = _phase(weights, axis, first, stride)
+            windows = [_phase(windows[0], axis + 1, phase, stride)]
             offsets[axis] = [(offset - phase) // stride for offset in offsets[axis][first::stride]]
         if not weights.size:
             continue
@@ -276,12 +276,18 @@ def _windows_in_row(images: AnyArray, taps: Sequence[int], size: int, stride: in
 
 def _window(images: AnyArray, axis: int, tap: int, size: int, stride: int) -> Array:
     """x[stride · i + tap] for i = 0 … size - 1 along an axis, zero outside the images."""
-    phase = min(tap % stride, images.shape[axis])
-    return _shifted(lax.slice_in_dim(images, phase, None, stride, axis), axis, tap // stride, size)
+    return _shifted(_phase(images, axis, tap % stride, stride), axis, tap // stride, size)
+
+
+def _phase(images: AnyArray, axis: int, phase: int, stride: int) -> Array:
+    """x[stride · i + phase] along an axis."""
+    return images if stride == 1 else lax.slice_in_dim(images, min(phase, images.shape[axis]), None, stride, axis)
 
 
 def _shifted(images: AnyArray, axis: int, offset: int, size: int) -> Array:
     """x[i + offset] for i = 0 … size - 1 along an axis, zero outside the images."""
+    if not offset and size == images.shape[axis]:
+        return images
     padding = [(0, 0, 0)] * images.ndim
     padding[axis] = (-offset, size - images.shape[axis] + offset, 0)
     return lax.pad(images, jnp.zeros((), images.dtype), padding)
