@@ -31,7 +31,7 @@ PANELS = {
     "data": "images of a pass",
     "attributes": "attributes",
     "sweep": "ε, or objectives",
-    "seeds": "seeds at once",
+    "seeds": "seeds",
 }
 """What grows, by panel of the figure."""
 
