@@ -34,7 +34,7 @@ def epoch_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[f
 
 
 def epoch_of_8_seeds_seconds(images: np.ndarray, repeats: int) -> tuple[list[float], list[float]]:
-    """Train eight seeds at once; the loss is that of the first, which does not depend on the others."""
+    """Train eight seeds in one call; the loss is that of the first, which does not depend on the others."""
     return _epochs(images, repeats, 8)
 
 

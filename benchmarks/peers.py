@@ -145,7 +145,7 @@ PARTS = {
         check=LOSS,
     ),
     "mnist_seeds": Part(
-        "An epoch of the MNIST VAE with one seed, and with eight seeds at once",
+        "An epoch of the MNIST VAE with one seed, and with eight seeds in one call",
         "seconds an epoch of all seeds",
         partial(digits, 1000),
         partial(digits, 40),
