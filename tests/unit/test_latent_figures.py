@@ -178,6 +178,8 @@ def at(axes: Any, x: int, y: int) -> np.ndarray:
         left, right, bottom, top = image.get_extent()
         if left <= x and x + 128 <= right and top <= y and y + 128 <= bottom:
             array: np.ndarray = image.get_array()
+            assert (array[..., 3] == 255).all()  # opaque
+            array = array[..., :3]
             assert array.shape[:2] == (bottom - top, right - left)
             return array[int(y - top) :, int(x - left) :][:128, :128]
     raise AssertionError(f"nothing is drawn at {x}, {y}")
