@@ -158,9 +158,8 @@ def _convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) ->
 
 def _product_of_pixels(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
     """Compute a convolution of one tap, in few operations: JAX traces and differentiates each, layer by layer."""
-    if pads != ((0, 0), (0, 0)):
-        images = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
-    return (images if stride == 1 else images[:, ::stride, ::stride]) @ kernel[0, 0]
+    padded = _padded(images, pads)
+    return (padded if stride == 1 else padded[:, ::stride, ::stride]) @ kernel[0, 0]
 
 
 def xla_convolution(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads, groups: int = 1) -> Array:
@@ -237,7 +236,7 @@ def _depthwise_sum(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) 
 def sum_of_windows(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Array:
     """Compute a depthwise convolution as the sum of its taps' windows, each times its weight."""
     height, width = _output_size(images, kernel, stride, pads)
-    padded = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+    padded = _padded(images, pads)
     batch, _, _, channels = images.shape
     rows, columns = (range(n) for n in kernel.shape[:2])
     weights = lax.split(kernel.reshape(-1, 1, 1, channels), [1] * (len(rows) * len(columns)))
@@ -246,6 +245,12 @@ def sum_of_windows(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) 
         last = (batch, row + stride * (height - 1) + 1, column + stride * (width - 1) + 1, channels)
         terms.append(lax.slice(padded, (0, row, column, 0), last, (1, stride, stride, 1)) * weight)
     return reduce(jnp.add, terms)
+
+
+def _padded(images: AnyArray, pads: Pads) -> AnyArray:
+    if pads == ((0, 0), (0, 0)):
+        return images
+    return lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
 
 
 def _output_size(images: AnyArray, kernel: AnyArray, stride: int, pads: Pads) -> Size:
