@@ -95,6 +95,15 @@ def strict(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Without most of XLA's optimizations many small programs compile in half the time, and take longer to run."""
+    marks = {mark.name for mark in request.node.iter_markers()}
+    jax.config.update("jax_disable_most_optimizations", "unoptimized" in marks and "slow" not in marks)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs() -> Iterator[None]:
     """Forget compiled programs and garbage at the end of a file, so that a worker keeps below 3 GB."""
@@ -134,15 +143,19 @@ def small(digits: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_arguments(small: list[str]) -> list[str]:
+    """Arguments of `all` that take few seconds for every experiment, with two seeds of the first."""
+    arguments = [name.replace("--", "--vae.") for name in small]
+    arguments += [name.replace("--", "--latent-arith.") for name in SMALL_FACES]
+    return [*arguments, "--adversarial.epsilons", "0", "0.01", "--adversarial.size", "96"]
+
+
+@pytest.fixture(scope="session")
+def finished(finished_arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of `all`, with two seeds of the first experiment. Tests change copies of it."""
     from latentlab import cli
 
-    arguments = [name.replace("--", "--vae.") for name in small]
-    arguments += [name.replace("--", "--latent-arith.") for name in SMALL_FACES]
-    arguments += ["--adversarial.epsilons", "0", "0.01", "--adversarial.size", "96"]
-
     def make(path: Path) -> None:
-        assert cli.main(["all", *arguments, "--out", str(path)]) == 0
+        assert cli.main(["all", *finished_arguments, "--out", str(path)]) == 0
 
     return made_once(tmp_path_factory, "finished", make)

@@ -32,7 +32,8 @@ from tests.digits import write_packaged
 ROOT = Path(__file__).parents[2]
 FACES = (
     "latent-arith --synthetic-images 400 --held-out-images 12 --epochs 8 --steps-per-epoch 10 --batch-size 4 "
-    "--epochs-per-checkpoint 2 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --label Smiling --size 64"
+    "--epochs-per-checkpoint 2 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --label Smiling --size 64 "
+    "--compared-faces 2 --bootstrap-resamples 1"
 )
 SWEEP = (
     "adversarial --images packaged --report robust-accuracy --labels predictions --epsilons 0 0.001 0.002 "
@@ -40,14 +41,14 @@ SWEEP = (
 )
 
 
-def digits(place: Path) -> list[str]:
+def digits(place: Path, network: str = "original") -> list[str]:
     """Arguments of a training of digits; those that it reads are written to a folder in `place`."""
     folder = place / "digits"
     if not folder.exists():
         folder.mkdir()
         write_packaged(folder, 300, 60)
     options = "--train-images 300 --epochs 8 --epochs-per-checkpoint 2 --iwae-samples 2 --prior-samples 30"
-    return ["vae", "--data", f"idx:{folder}", *options.split(), "--latent-points", "50"]
+    return ["vae", "--data", f"idx:{folder}", "--network", network, *options.split(), "--latent-points", "50"]
 
 
 @dataclass

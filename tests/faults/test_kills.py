@@ -24,7 +24,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         if name not in known:
             place = tmp_path_factory.mktemp(name)
             arguments = (
-                {"faces": kills.FACES, "sweep": kills.SWEEP}[name].split() if name != "digits" else kills.digits(place)
+                kills.digits(place, "mlp")
+                if name == "digits"
+                else {"faces": kills.FACES, "sweep": kills.SWEEP}[name].split()
             )
             kills.whole_run(arguments, place / "first")
             known[name] = arguments, place / "whole", kills.whole_run(arguments, place / "whole")

@@ -36,7 +36,7 @@ MANY = (
     "--images packaged --report robust-accuracy --labels predictions --epsilons 0 0.001 --epsilon 0.002 --size 96 "
     "--batch-size 6 --attack pgd --steps 2 --restarts 2"
 )
-SETTINGS = {"one": (1, 1), "8 devices": (8, 1), "2 processes": (1, 2), "4 processes": (1, 4)}
+SETTINGS = {"one": (1, 1), "8 devices": (8, 1), "2 processes": (1, 2), "3 processes": (1, 3)}
 OTHER_SUMS = "one, in other sums"
 """One device again, with `OTHER_ORDER`."""
 OTHER_ORDER = "--xla_cpu_enable_fast_math=true --xla_cpu_experimental_ynn_fusion_type="
@@ -179,11 +179,12 @@ def test_the_three_experiments_are_the_same_on_many_devices(made: Callable[[str,
     assert len(read_json(other / "config.json")["devices"]) == max(SETTINGS[setting])
 
 
-def test_digits_are_the_same_in_four_processes(made: Callable[[str, str], Path]) -> None:
-    assert_same(made, "vae", made("vae", "4 processes"))
+def test_digits_are_the_same_in_three_processes(made: Callable[[str, str], Path]) -> None:
+    """Which divide none of the batches."""
+    assert_same(made, "vae", made("vae", "3 processes"))
 
 
-@pytest.mark.parametrize("setting", ["8 devices", "4 processes"])
+@pytest.mark.parametrize("setting", ["8 devices", "3 processes"])
 def test_robust_accuracy_is_the_same_on_many_devices(made: Callable[[str, str], Path], setting: str) -> None:
     """20 photos, 6 at a time: of the last two, some processes have none."""
     one, other = made("many", "one"), made("many", setting)
@@ -218,7 +219,8 @@ def epochs_of(run: Path) -> list[int]:
 def long_run(digits: Path, tmp_path: Path) -> tuple[Path, list[subprocess.Popen]]:
     """Two processes that train for long, in their third epoch."""
     run = tmp_path / "run"
-    arguments = f"vae --data idx:{digits} {DIGITS} --out {run}".replace(f"--epochs {EPOCHS} ", "--epochs 4000 ")
+    arguments = f"vae --data idx:{digits} --network mlp {DIGITS} --out {run}"
+    arguments = arguments.replace(f"--epochs {EPOCHS} ", "--epochs 4000 ")
     started = start(arguments.split(), count=2)
     deadline = time.monotonic() + 300
     while not run.exists() or max(epochs_of(run), default=0) < 2:

@@ -20,11 +20,6 @@ from vae.config import PRESETS
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "vae --preset quick --train-images 20 --epochs 1 --epochs-per-checkpoint 1 --prior-samples 6"
-FACES = (
-    "latent-arith --preset quick --size 32 --latent-dim 8 --synthetic-images 40 --held-out-images 4 "
-    "--classifier-images 10 --scored-faces 1 --epochs 1 --epochs-per-checkpoint 1 --steps-per-epoch 1"
-)
-PHOTO = "adversarial --preset quick --size 32 --epsilons 0 0.01"
 ODD = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "PYTHONIOENCODING": "ascii",
@@ -41,15 +36,17 @@ def start(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [DIGITS, FACES, PHOTO], ids=["digits", "faces", "photo"])
-def test_no_setting_of_the_environment_ends_a_run_or_changes_it(command: str, tmp_path: Path) -> None:
-    plain = start(f"{command} --out {tmp_path / 'plain'}")
-    assert plain.returncode == 0, plain.stderr
-    odd = start(f"{command} --out {tmp_path / 'odd'}", **ODD)
+def test_no_setting_of_the_environment_ends_a_run_or_changes_it(
+    finished: Path, finished_arguments: list[str], tmp_path: Path
+) -> None:
+    """All three experiments, against the run that this process has made without those settings."""
+    odd = start(f"all {' '.join(finished_arguments)} --out {tmp_path / 'odd'}", **ODD)
     assert odd.returncode == 0, odd.stderr
     odd.stdout.encode("ascii")
-    for path in sorted((tmp_path / "plain").glob("*.npz")):
-        one, other = np.load(path), np.load(tmp_path / "odd" / path.name)
+    files = sorted(finished.rglob("*.npz"))
+    assert {path.parent.name for path in files} >= {"vae", "latent_arith", "adversarial"}
+    for path in files:
+        one, other = np.load(path), np.load(tmp_path / "odd" / path.relative_to(finished))
         assert one.files == other.files
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name], err_msg=f"{path.name} {name}")
@@ -109,9 +106,9 @@ def test_a_coordinator_that_does_not_answer_is_told(address: str, words: str, mo
 
 
 @pytest.mark.lenient
-def test_in_a_notebook_with_float64_a_run_is_the_same() -> None:
+def test_in_a_notebook_with_float64_a_run_is_the_same(digits: Path) -> None:
     few = {"train_images": 20, "epochs": 1, "epochs_per_checkpoint": 1, "prior_samples": 6, "latent_points": 5}
-    config = replace(PRESETS["quick"], **few)
+    config = replace(PRESETS["quick"], data=f"idx:{digits}", **few)
     expected = experiment.run(config, log=lambda _: None)
     with jax.enable_x64(True):
         found = experiment.run(config, log=lambda _: None)

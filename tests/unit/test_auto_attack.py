@@ -27,7 +27,7 @@ from latentlab.errors import UserError
 from latentlab.labeled_images import Dataset, LabeledImages, open_dataset
 from latentlab.storage.metrics import MetricsLog
 
-pytestmark = pytest.mark.lenient
+pytestmark = [pytest.mark.lenient, pytest.mark.unoptimized]
 
 MADE = Path(__file__).parents[1] / "data" / "auto_attack"
 NAMES = ("standard", "pgd")
@@ -350,11 +350,18 @@ def test_robust_accuracy_of_apgd_is_that_of_auto_attack(
     expected: dict[str, np.ndarray],
     digits: LabeledImages,
 ) -> None:
-    """Of 500 digits, over three random starts. Every member: `benchmarks/auto_attack.py`."""
+    """Of 500 digits, over three random starts. Every member: `benchmarks/auto_attack.py`.
+
+    Which digits fall depends on the starts, and on the rounding of a processor as on another start. So two means over
+    three starts differ by √(2/3) of one start's standard error, which the digits that fell in some of the three tell;
+    beyond three times that and one digit it is another attack.
+    """
     for epsilon in epsilons:
-        found = [robust_digits(name, f"apgd-{loss}", norm, epsilon, digits, 500, seed).mean() for seed in range(3)]
+        found = [robust_digits(name, f"apgd-{loss}", norm, epsilon, digits, 500, seed) for seed in range(3)]
         theirs = expected[f"seeds/{name}/{norm}/{epsilon}/apgd-{loss}"].mean()
-        np.testing.assert_allclose(np.mean(found), theirs, atol=0.005)
+        error = np.sqrt(np.var(found, axis=0, ddof=1).sum()) / 500
+        assert abs(np.mean(found) - theirs) <= 3 * np.sqrt(2 / 3) * error + 1 / 500
+        assert error < 0.01, "with which nothing would be shown"
 
 
 @pytest.mark.slow

@@ -23,7 +23,10 @@ from latentlab.errors import UserError
 from latentlab.storage import assets
 from latentlab.storage.check import check
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, on NumPy 2
+pytestmark = [
+    pytest.mark.unoptimized,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of Keras, on NumPy 2
+]
 
 SIZE = 32
 

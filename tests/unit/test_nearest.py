@@ -17,7 +17,7 @@ from latentlab.errors import UserError
 from latentlab.labeled_images import LabeledImages, open_dataset
 from tests.unit.test_auto_attack import MADE, NAMES, network_of, unit
 
-pytestmark = pytest.mark.lenient
+pytestmark = [pytest.mark.lenient, pytest.mark.unoptimized]
 
 KEY = jax.random.key(0)
 SEARCHES = [("deepfool", "l2"), ("deepfool", "linf"), ("fmn", "l2"), ("fmn", "linf"), ("cw", "l2")]

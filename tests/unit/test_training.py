@@ -25,6 +25,8 @@ from latentlab.training.loop import LoopSchedule, init_states, resident_train_st
 from latentlab.training.resume import train_with_checkpoints
 from latentlab.training.state import TrainState, train_step
 
+pytestmark = pytest.mark.unoptimized
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (22, 4, 4, 1), dtype=np.uint8)
 BATCH = 8
 STEPS = 3
