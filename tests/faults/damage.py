@@ -90,7 +90,7 @@ def checkpoint(tries: int, place: Path, chance: random.Random) -> Tally:
 
 def training(tries: int, place: Path, chance: random.Random) -> Tally:
     """The newest checkpoint of a stopped training of digits: the resumed run ends bit-equal to one never disturbed."""
-    tally, arguments = Tally(), digits(place)
+    tally, arguments = Tally(), digits(place, "mlp")
     whole_run(arguments, place / "whole")
     stopped = place / "stopped"
     process = subprocess.Popen(command(arguments, stopped), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 FACES = (
     "latent-arith --synthetic-images 400 --held-out-images 12 --epochs 8 --steps-per-epoch 10 --batch-size 4 "
     "--epochs-per-checkpoint 2 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --label Smiling --size 64 "
-    "--compared-faces 2 --bootstrap-resamples 1"
+    "--compared-faces 2 --bootstrap-resamples 1 --resident never"
 )
 SWEEP = (
     "adversarial --images packaged --report robust-accuracy --labels predictions --epsilons 0 0.001 0.002 "

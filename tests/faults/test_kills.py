@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults import kills
 
-KILLS = {"digits": 2, "faces": 2, "sweep": 3}
+KILLS = {"digits": 2, "faces": 1, "sweep": 2}
 Made = Callable[[str], tuple[list[str], Path, float]]
 
 

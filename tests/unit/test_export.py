@@ -23,6 +23,8 @@ from latentlab.storage.metrics import MetricsLog
 from latentlab.storage.weights import variable_arrays
 from vae.model import Autoencoder, ConditionalVae, Vae
 
+pytestmark = pytest.mark.unoptimized
+
 ROWS = [
     {"model": "vae", "epoch": epoch, "seed": seed, "loss": 10.0 / epoch + seed, "kl": 1.5}
     for epoch in (1, 2, 3)

@@ -23,7 +23,7 @@ from latentlab.training.optimizer import adam
 from latentlab.training.state import init_state
 from tests.oracles import keras_face_vae
 
-pytestmark = pytest.mark.lenient
+pytestmark = [pytest.mark.lenient, pytest.mark.unoptimized]
 MADE = Path(__file__).parents[1] / "data" / "keras"  # by make_face_vae.py there
 ARCHIVE = MADE / "face_vae.tar.gz"
 MODEL = FaceVae()

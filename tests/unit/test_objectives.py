@@ -16,6 +16,8 @@ from vae import evaluate, experiment, losses
 from vae.config import PRESETS
 from vae.model import ConditionalVae, ImportanceWeightedVae, TotalCorrelationVae, Vae
 
+pytestmark = pytest.mark.unoptimized
+
 GENERATOR = np.random.default_rng(0)
 MEAN, LOG_VARIANCE = GENERATOR.normal(size=(6, 3)), GENERATOR.normal(-1, 0.5, size=(6, 3))
 LATENTS = MEAN + np.exp(LOG_VARIANCE / 2) * GENERATOR.normal(size=(6, 3))

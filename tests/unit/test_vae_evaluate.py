@@ -14,6 +14,8 @@ from latentlab.model import LatentVariableModel, normalize
 from vae import evaluate, losses
 from vae.model import Autoencoder, Vae
 
+pytestmark = pytest.mark.unoptimized
+
 MODELS = {
     "autoencoder": Autoencoder(),
     "vae": Vae(beta=2.0, free_bits=0.25, warmup_steps=100),
