@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from latentlab.storage.metrics import MetricsLog
-from tests.faults.kills import ROOT, command, differences, digits, whole_run
+from tests.faults import kills
+from tests.faults.kills import ROOT, command, differences, whole_run
 
+digits = partial(kills.digits, network="mlp")
 needs_namespaces = pytest.mark.skipif(
     subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode != 0
     if sys.platform == "linux"
@@ -98,13 +101,17 @@ def test_a_second_run_in_one_directory_is_refused_and_the_first_goes_on(whole: P
     while not (run / "config.json").exists():
         assert first.poll() is None
         time.sleep(0.01)
-    for where in (["--out", str(run), "--overwrite"], ["--resume", str(run)]):
-        second = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), "vae", *where], cwd=ROOT, capture_output=True, text=True
+    others = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), "vae", *where], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
-        assert first.poll() is None, "the first was over too early for this to show anything"
-        assert second.returncode == 2
-        assert told(second.stderr).startswith(f"error: {run}: another process is at work in it")
+        for where in (["--out", str(run), "--overwrite"], ["--resume", str(run)])
+    ]
+    said = [other.communicate()[1] for other in others]
+    assert first.poll() is None, "the first was over too early for this to show anything"
+    assert [other.returncode for other in others] == [2, 2]
+    for errors in said:
+        assert told(errors).startswith(f"error: {run}: another process is at work in it")
     first.communicate()
     assert first.returncode == 0
     assert differences(whole, run) == []
