@@ -97,9 +97,12 @@ def strict(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Without most of XLA's optimizations many small programs compile in half the time, and take longer to run."""
-    marks = {mark.name for mark in request.node.iter_markers()}
-    jax.config.update("jax_disable_most_optimizations", "unoptimized" in marks and "slow" not in marks)
+    """Without most of XLA's optimizations many small programs compile in half the time, and take longer to run.
+
+    The closest mark counts. Fixtures of a wider scope come before this one, and are compiled as users have them.
+    """
+    mark = request.node.get_closest_marker("unoptimized")
+    jax.config.update("jax_disable_most_optimizations", mark is not None and mark.args != (False,))
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -31,8 +31,9 @@ from latentlab.parallel import LocalRows, batched_apply
 from latentlab.storage.checkpoints import digest
 from latentlab.training.loop import LoopSchedule, init_states, streaming_train_steps
 from latentlab.training.optimizer import adam
+from vae.config import VaeConfig
 from vae.evaluate import evaluate_test_set
-from vae.model import Vae
+from vae.experiment import make_vae
 
 MESHES = {"1": (1, 1), "3": (1, 3), "8": (1, 8), "2x4": (2, 4)}  # devices for seeds, and for examples
 SEEDS = 2
@@ -75,8 +76,9 @@ def train(
 
 
 def digits(**settings: Any) -> Arrays:
+    """Dense networks, which compile fast; faces have convolutions."""
     images = np.random.default_rng(0).integers(0, 256, (30, 28, 28, 1), np.uint8)
-    return train(Vae(), images, 10, **settings)
+    return train(make_vae(VaeConfig(network="mlp")), images, 10, **settings)
 
 
 def faces() -> Arrays:
@@ -108,7 +110,7 @@ def scale_and_shift(scale: Array, rows: Array, keys: Array) -> Array:
 
 def evaluation() -> Arrays:
     """What is measured of two seeds of the digits' VAE, for 7 images."""
-    model = Vae()
+    model = make_vae(VaeConfig(network="mlp"))
     variables = jax.vmap(model.init)(jax.random.split(jax.random.key(0), SEEDS))
     images = np.random.default_rng(0).integers(0, 256, (7, 28, 28, 1), np.uint8)
     variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)

@@ -23,6 +23,7 @@ from latentlab.storage.run_directory import read_json, read_npz
 
 pytestmark = [
     pytest.mark.lenient,
+    pytest.mark.unoptimized,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of Keras, on NumPy 2
 ]
 

@@ -36,7 +36,7 @@ EXPECTED = {
     "An own attack": "False",
 }
 
-pytestmark = pytest.mark.lenient
+pytestmark = [pytest.mark.lenient, pytest.mark.unoptimized]
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ from PIL import Image
 from latentlab.cli import main
 
 FACES = "latent-arith --preset quick --size 32 --held-out-images 4 --classifier-images 10 --scored-faces 1"
-DIGITS = "vae --preset quick --prior-samples 6 --latent-points 5"
+DIGITS = "vae --preset quick --network mlp --prior-samples 6 --latent-points 5"
 ONE_EPOCH = "--epochs 1 --epochs-per-checkpoint 1 --steps-per-epoch 1"
 
-pytestmark = [pytest.mark.slow, pytest.mark.lenient]
+pytestmark = [pytest.mark.slow, pytest.mark.lenient, pytest.mark.unoptimized]
 
 
 def run(out: Path, command: str) -> int:

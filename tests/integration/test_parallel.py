@@ -51,7 +51,7 @@ def test_many_devices_compute_what_one_does(computed: Arrays, what: str, name: s
 
 def test_three_training_steps_move_the_weights_by_much_more_than_that(computed: Arrays) -> None:
     (name,) = (
-        key for key in computed if key.startswith("digits: ") and "'dense'" in key and key.endswith("['bias']/8")
+        key for key in computed if key.startswith("digits: ") and "'pixels'" in key and key.endswith("['bias']/8")
     )
     assert np.abs(computed[name]).max() > 1e-3  # it began as zeros
 

@@ -339,6 +339,7 @@ def robust_digits(
 
 
 @pytest.mark.slow
+@pytest.mark.unoptimized(False)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize(
     ("name", "norm", "epsilon"),
@@ -361,6 +362,7 @@ def test_robust_accuracy_of_apgd_is_that_of_auto_attack(
 
 
 @pytest.mark.slow
+@pytest.mark.unoptimized(False)
 @pytest.mark.parametrize("member", ["apgd-t", "fab-t", "square", "auto"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_every_member_finds_as_many_as_auto_attack(
