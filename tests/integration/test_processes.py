@@ -23,15 +23,15 @@ ROOT = Path(__file__).parents[2]
 
 EPOCHS, STEPS = 2, 3
 DIGITS = (
-    f"--train-images 90 --epochs {EPOCHS} --epochs-per-checkpoint 1 --iwae-samples 2 --prior-samples 30 "
+    f"--network mlp --train-images 90 --epochs {EPOCHS} --epochs-per-checkpoint 1 --iwae-samples 2 --prior-samples 30 "
     "--latent-points 20 --seeds 2"
 )
 FACES = (
     f"--synthetic-images 60 --held-out-images 11 --epochs {EPOCHS} --steps-per-epoch 2 --batch-size 12 "
     "--epochs-per-checkpoint 1 --classifier-images 64 --classifier-epochs 1 --scored-faces 3 --adam-epsilon 0.01 "
-    "--dropout 0.25 --resident never --size 32 --latent-dim 20"
+    "--dropout 0.25 --resident never --size 32 --latent-dim 20 --compared-faces 2 --bootstrap-resamples 1"
 )
-PHOTO = "--epsilons 0 0.01 --size 96 --attack bim --steps 2"
+PHOTO = "--epsilons 0 0.01 --size 96 --attack bim --steps 2 --beside bim"
 MANY = (
     "--images packaged --report robust-accuracy --labels predictions --epsilons 0 0.001 --epsilon 0.002 --size 96 "
     "--batch-size 6 --attack pgd --steps 2 --restarts 2"
@@ -219,7 +219,7 @@ def epochs_of(run: Path) -> list[int]:
 def long_run(digits: Path, tmp_path: Path) -> tuple[Path, list[subprocess.Popen]]:
     """Two processes that train for long, in their third epoch."""
     run = tmp_path / "run"
-    arguments = f"vae --data idx:{digits} --network mlp {DIGITS} --out {run}"
+    arguments = f"vae --data idx:{digits} {DIGITS} --out {run}"
     arguments = arguments.replace(f"--epochs {EPOCHS} ", "--epochs 4000 ")
     started = start(arguments.split(), count=2)
     deadline = time.monotonic() + 300

@@ -24,7 +24,7 @@ from latentlab.errors import UserError
 from latentlab.labeled_images import Dataset, LabeledImages, open_dataset
 from latentlab.model import Variables
 
-pytestmark = [pytest.mark.lenient, pytest.mark.unoptimized]
+pytestmark = pytest.mark.lenient
 
 KEY = jax.random.key(3)
 NETWORK = DigitsNetwork(filters=(4, 8), hidden=12)

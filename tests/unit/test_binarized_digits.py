@@ -14,8 +14,6 @@ from vae import experiment, losses, mlp
 from vae.config import PRESETS
 from vae.model import Vae
 
-pytestmark = pytest.mark.unoptimized
-
 QUICK = PRESETS["quick"]
 GREY = np.linspace(0, 1, 28, dtype=np.float32).reshape(1, 1, 28, 1) * np.ones((64, 28, 1, 1), np.float32)
 

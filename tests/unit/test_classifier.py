@@ -24,10 +24,7 @@ from adversarial.pixels import RANGES, PixelRange
 from latentlab.errors import UserError
 from latentlab.storage import assets
 
-pytestmark = [
-    pytest.mark.unoptimized,
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of Keras, on NumPy 2
-]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, on NumPy 2
 
 EPSILON = 0.01  # of the range that the network is fed
 MASTIFF = classifier.DOGS.index("bull_mastiff")

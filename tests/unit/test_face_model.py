@@ -17,8 +17,6 @@ from latentlab.training.optimizer import adam
 from tests.oracles import keras_face_vae, keras_vae
 from vae import losses
 
-pytestmark = pytest.mark.unoptimized
-
 LEARNING_RATE = 5e-4
 NETS = {"encoder": lambda dropout: Encoder(dropout=dropout), "decoder": lambda dropout: Decoder(dropout=dropout)}
 key_of = partial(jax.random.key, impl="rbg")  # compiles in half the time of the default

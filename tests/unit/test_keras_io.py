@@ -10,7 +10,7 @@ from vae import experiment
 from vae.config import PRESETS
 from vae.model import Vae
 
-pytestmark = [pytest.mark.lenient, pytest.mark.unoptimized]
+pytestmark = pytest.mark.lenient
 PARAMETERS = {"encoder": 69_076, "decoder": 65_089}
 """As the example's summaries print them."""
 

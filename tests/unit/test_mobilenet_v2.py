@@ -16,10 +16,7 @@ from adversarial.mobilenet_v2 import MobileNetV2
 from latentlab.errors import UserError
 from latentlab.storage import assets
 
-pytestmark = [
-    pytest.mark.unoptimized,
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of Keras, on NumPy 2
-]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras, on NumPy 2
 
 
 def keras_model(alpha: float, size: int, classes: int | None = 1000) -> keras.Model:

@@ -20,7 +20,7 @@ from vae.config import PRESETS as DIGIT_PRESETS
 from vae.model import Vae
 from vae.planes import even_grid
 
-pytestmark = [pytest.mark.lenient, pytest.mark.unoptimized]
+pytestmark = pytest.mark.lenient
 GENERATOR = np.random.default_rng(0)
 
 

@@ -16,8 +16,6 @@ from adversarial.one_photo import Objective
 from adversarial.pixels import RANGES, Epsilon
 from latentlab.errors import UserError
 
-pytestmark = pytest.mark.unoptimized
-
 CLASSES = tuple(Class("", name) for name in ("red", "green", "blue", "dark", "bright"))
 EPSILONS = [Epsilon(value, RANGES["zero-one"]) for value in (0, 0.001, 0.01, 0.1)]
 

@@ -17,8 +17,6 @@ from adversarial.config import AdversarialConfig, describe_attack
 from adversarial.pixels import RANGES, Epsilon, most_grey_levels, round_inward
 from latentlab.parallel import LocalRows
 
-pytestmark = pytest.mark.unoptimized
-
 EPSILONS = [Epsilon(value, RANGES["zero-one"]) for value in (0, 0.001, 0.01, 0.1)]
 
 

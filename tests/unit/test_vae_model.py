@@ -20,8 +20,6 @@ from vae import losses
 from vae.config import VaeConfig
 from vae.model import Autoencoder, Vae
 
-pytestmark = pytest.mark.unoptimized
-
 HEADS = {"autoencoder": ("z",), "vae": ("mean", "log_variance")}
 MODELS: dict[str, LatentVariableModel] = {"autoencoder": Autoencoder(), "vae": Vae()}
 ADAM = adam(VaeConfig().learning_rate, VaeConfig().adam_epsilon)
