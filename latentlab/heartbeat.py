@@ -42,7 +42,10 @@ def show_heartbeat(seconds: float = SILENCE) -> Iterator[None]:
         while not ended.wait(seconds / 10):
             now = time.monotonic()
             if now - max(out.last, errors.last) >= seconds:
-                tqdm.write(f"  … at work, {now - started:.0f} s so far", file=out)
+                try:
+                    tqdm.write(f"  … at work, {now - started:.0f} s so far", file=out)
+                except BrokenPipeError:  # nobody reads any more, which the run finds out when it has something to say
+                    return
 
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors), run_beside(watch):
         yield
