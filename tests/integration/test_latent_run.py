@@ -208,7 +208,7 @@ def test_the_packaged_weights_are_those_that_they_say_they_are() -> None:
 def test_a_streamed_run_stopped_in_training_resumes_bit_equal(
     streamed: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process gets SIGTERM when the third of four epochs is told; the checkpoint holds grain's position.
+    """The process gets SIGTERM after the third of four epochs; the checkpoint holds grain's position.
 
     SIGKILL comes at random moments, in `faults/test_kills.py`.
     """

@@ -354,8 +354,8 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_bit_equal(
     _, said = process.communicate(timeout=120)
     assert process.returncode == code
     again = f"to go on: python run.py vae --resume {stopped}"
-    told = ("stopping, once a checkpoint", f"stopped by {signal.Signals(number).name}", again)
-    places = [said.find(words) for words in told]
+    expected = ("stopping, once a checkpoint", f"stopped by {signal.Signals(number).name}", again)
+    places = [said.find(words) for words in expected]
     assert places == sorted(places) and places[0] >= 0, said
     assert not (stopped / "results.json").exists()
     assert cli.main(["vae", "--resume", str(stopped)]) == 0

@@ -39,7 +39,7 @@ def start(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_no_setting_of_the_environment_ends_a_run_or_changes_it(
     finished: Path, finished_arguments: list[str], tmp_path: Path
 ) -> None:
-    """All three experiments, against the run that this process has made without those settings."""
+    """All three experiments, against a run that was made without those settings."""
     odd = start(f"all {' '.join(finished_arguments)} --out {tmp_path / 'odd'}", **ODD)
     assert odd.returncode == 0, odd.stderr
     odd.stdout.encode("ascii")

@@ -1,5 +1,6 @@
 """A line where a command is silent, and none where it is not."""
 
+import io
 import sys
 import time
 
@@ -30,3 +31,22 @@ def test_streams_are_given_back_after_a_failure() -> None:
     with pytest.raises(KeyError), show_heartbeat():
         raise KeyError
     assert (sys.stdout, sys.stderr) == before
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader is gone."""
+
+    tried = False
+
+    def write(self, text: str) -> int:
+        self.tried = True
+        raise BrokenPipeError
+
+
+def test_a_reader_that_is_gone_ends_it_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in its thread would be a warning, which is an error in tests."""
+    closed = Closed()
+    monkeypatch.setattr(sys, "stdout", closed)
+    with show_heartbeat(0.05):
+        time.sleep(0.3)
+    assert closed.tried
